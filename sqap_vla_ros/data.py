@@ -1,0 +1,116 @@
+"""What crosses a border between the parts: plain frozen values, NumPy only.
+
+Time is integer nanoseconds on the node's clock. Lengths are metres, angles radians, pixels are camera
+pixels with the centre of the first pixel at (0, 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+class TokenRule(IntEnum):
+    """Which pruning rule kept a visual token."""
+
+    ATTENTION = 0
+    ROBOT = 1
+    COVERAGE = 2
+
+
+@dataclass(frozen=True)
+class RobotFootprint:
+    """Where the protected frames of the robot are in one camera's picture.
+
+    :param frames: names of the TF frames, in order; consecutive frames are joined by a segment
+    :param centers_px: (P, 2) float64, pixel (u, v) of each frame's origin; may lie off the image
+    :param radii_px: (P,) float64, pixel radius of each frame's sphere; 0 where the frame is behind the camera
+    """
+
+    frames: tuple[str, ...]
+    centers_px: np.ndarray
+    radii_px: np.ndarray
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that one inference sees.
+
+    :param stamp_ns: the image's stamp
+    :param images: one (H, W, 3) uint8 RGB picture per camera
+    :param instruction: what to do, in words
+    :param footprints: one entry per camera: the robot's footprint, or None when TF could not give it
+    :param footprint_reason: why a footprint is None; empty when all are there
+    """
+
+    stamp_ns: int
+    images: tuple[np.ndarray, ...]
+    instruction: str
+    footprints: tuple[RobotFootprint | None, ...]
+    footprint_reason: str = ""
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next T steps, counted from the image they answer.
+
+    :param stamp_ns: the image's stamp, so that latency is compensated by indexing into the chunk
+    :param step_period_ns: how long one step lasts
+    :param steps: (T, D) float64; columns are ``ACTION_NAMES``: translation in m and rotation in rad for one step,
+        in the robot's base frame, then the gripper from 0 (closed) to 1 (open)
+    """
+
+    stamp_ns: int
+    step_period_ns: int
+    steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenUse:
+    """What became of the visual tokens of one image.
+
+    :param grid: rows and columns of the token grid
+    :param kept: (K,) int64, ascending token indices that stayed
+    :param rules: (K,) int8, the ``TokenRule`` that kept each
+    """
+
+    grid: tuple[int, int]
+    kept: np.ndarray
+    rules: np.ndarray
+
+    def count(self, rule: TokenRule) -> int:
+        """Number of tokens that ``rule`` kept."""
+        return int(np.count_nonzero(self.rules == int(rule)))
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Wall time of one inference by stage.
+
+    :param milliseconds: stage name to ms, in the order run: preprocess, vision, llm, head
+    """
+
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total_ms(self) -> float:
+        """Sum over the stages."""
+        return float(sum(self.milliseconds.values()))
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What one inference gives back.
+
+    :param chunk: the actions
+    :param times: wall time by stage
+    :param tokens: one entry per camera
+    """
+
+    chunk: ActionChunk
+    times: StageTimes
+    tokens: tuple[TokenUse, ...]
