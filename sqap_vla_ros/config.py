@@ -84,6 +84,8 @@ class SafetyKnobs:
     """What is refused and what is limited."""
 
     max_image_age_s: float = knob(0.5, "Oldest image that may start an inference, s.", minimum=0.01, maximum=60.0)
+    max_future_s: float = knob(0.1, "How far an image's stamp may lie ahead of the node's clock, s.",
+                               minimum=0.0, maximum=10.0)
     max_linear_m_s: float = knob(0.6, "Cap on the commanded linear speed, m/s.", minimum=0.0, maximum=5.0)
     max_angular_rad_s: float = knob(1.5, "Cap on the commanded angular speed, rad/s.", minimum=0.0, maximum=20.0)
     max_instruction_chars: int = knob(256, "Longest instruction accepted, characters.", minimum=1, maximum=10000)

@@ -15,11 +15,12 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 class TokenRule(IntEnum):
-    """Which pruning rule kept a visual token."""
+    """Why a visual token stayed: one of the three pruning rules, or because nothing was pruned at all."""
 
     ATTENTION = 0
     ROBOT = 1
     COVERAGE = 2
+    UNPRUNED = 3
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class RobotFootprint:
     """Where the protected frames of the robot are in one camera's picture.
 
     :param frames: names of the TF frames, in order; consecutive frames are joined by a segment
-    :param centers_px: (P, 2) float64, pixel (u, v) of each frame's origin; may lie off the image
-    :param radii_px: (P,) float64, pixel radius of each frame's sphere; 0 where the frame is behind the camera
+    :param centers_px: (P, 2) float64, pixel (u, v) of each frame's origin; may lie off the image; NaN where
+        the frame is behind the camera or beyond its field
+    :param radii_px: (P,) float64, pixel radius of each frame's sphere; 0 where ``centers_px`` is NaN
     """
 
     frames: tuple[str, ...]
