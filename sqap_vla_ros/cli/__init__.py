@@ -1,0 +1,1 @@
+"""The `sqap` command and its verbs."""

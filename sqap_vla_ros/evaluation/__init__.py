@@ -1,0 +1,1 @@
+"""What compression costs: metrics, closed loop, bag replay, report."""

@@ -1,0 +1,1 @@
+"""One file per model family, and the plain torch parts they share."""

@@ -1,0 +1,1 @@
+"""Observation in, actions out; knows no ROS."""

@@ -1,0 +1,1 @@
+"""How a linear layer becomes 4 bits. Imports torch only."""

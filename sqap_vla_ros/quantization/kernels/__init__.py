@@ -1,0 +1,1 @@
+"""The integer matrix product behind one signature, with several engines that agree bit for bit."""

@@ -1,0 +1,1 @@
+"""API-compatible subsets of ROS Python packages that no package registry carries."""

@@ -1,0 +1,1 @@
+"""How the demo policy was made."""
