@@ -66,6 +66,8 @@ class FootprintKnobs:
     radii_m: tuple[float, ...] = knob((0.05, 0.025, 0.025), "Radius around each frame in m.", minimum=0.0, maximum=1.0)
     max_tf_age_s: float = knob(0.2, "Oldest transform used when none exists at the image's stamp, s.",
                                minimum=0.0, maximum=10.0)
+    tf_wait_s: float = knob(0.03, "How long a picture waits for the transform at its stamp, s of wall time.",
+                            minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class ControlKnobs:
     step_period_s: float = knob(0.1, "Time one step of a chunk lasts, s.", minimum=0.005, maximum=10.0)
     execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64)
     base_frame: str = knob("panda_link0", "Frame in which commands are expressed.")
+    gripper_open_m: float = knob(0.08, "Distance between the fingers of the open gripper, m.", minimum=0.0, maximum=1.0)
+    gripper_change_ratio: float = knob(0.1, "Smallest change of the opening, 0 to 1, that sends a gripper goal.",
+                                       minimum=0.0, maximum=1.0)
+    gripper_effort_n: float = knob(40.0, "Largest gripper force, N.", minimum=0.0, maximum=1000.0)
 
 
 @dataclass(frozen=True)
