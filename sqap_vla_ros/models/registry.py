@@ -1,0 +1,159 @@
+"""Checkpoints: a folder with config.json, which names the family, and model.safetensors.
+
+Tensors may be stored in half precision; a loaded model computes in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import sqap_vla_ros
+from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.demo import DemoConfig, DemoVla
+from sqap_vla_ros.models.vla import VlaModel
+
+CONFIG_FILE, TENSOR_FILE = "config.json", "model.safetensors"
+STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ASSETS = Path(sqap_vla_ros.__file__).parent / "assets"
+PACKAGED = ("demo",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's checkpoint becomes a model.
+
+    :param read_config: the values of config.json to the model's configuration; raises CheckpointError
+    :param build: a configuration to a model with unset weights
+    """
+
+    read_config: Callable[[dict[str, Any]], Any]
+    build: Callable[[Any], nn.Module]
+
+
+FAMILIES = {"demo": Family(DemoConfig.from_json, DemoVla)}
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """Folder of a checkpoint; a name in ``PACKAGED`` is one that comes with the package."""
+    return ASSETS / str(checkpoint) if str(checkpoint) in PACKAGED else Path(checkpoint)
+
+
+def load_model(folder: str | Path) -> VlaModel:
+    """Read a checkpoint into a float32 model on the CPU, ready for inference.
+
+    :param folder: a folder as :func:`save_model` writes it, or a name in ``PACKAGED``
+    :raises CheckpointError: naming the file or tensor that is missing, damaged or of another shape
+    """
+    folder = checkpoint_folder(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{folder}'; give a folder with {CONFIG_FILE} and "
+                              f"{TENSOR_FILE}, or one of: {', '.join(PACKAGED)}")
+    values = _read_config(folder / CONFIG_FILE)
+    model = _build(folder / CONFIG_FILE, values)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    model.load_state_dict(_read_tensors(folder / TENSOR_FILE, expected), assign=True)
+    return model.eval()  # type: ignore[return-value]
+
+
+def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint; each file appears whole or not at all.
+
+    :param model: a float model of a known family, with ``config.to_json()``
+    :param folder: created when missing; files of an earlier checkpoint are replaced
+    :param dtype: how tensors are stored, one of ``STORED_DTYPES``
+    :raises CheckpointError: when the folder cannot be written
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    config: Any = model.config
+    text = json.dumps(config.to_json(), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a checkpoint to '{folder}': {error}") from error
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(draft)
+        os.replace(draft, path)
+    finally:
+        with suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is missing; a checkpoint folder holds {CONFIG_FILE} and {TENSOR_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"'{path}' must hold a JSON object, it holds {type(values).__name__}")
+    if values.get("family") not in list(FAMILIES):
+        raise CheckpointError(f"'{path}' names the model family {values.get('family')!r}; known families are "
+                              f"{', '.join(FAMILIES)}")
+    return values
+
+
+def _build(path: Path, values: dict[str, Any]) -> nn.Module:
+    family = FAMILIES[values["family"]]
+    try:
+        with torch.device("meta"):  # sizes only: nothing is allocated or drawn at random
+            return family.build(family.read_config(values))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"'{path}' describes a model that cannot be built: {error}") from error
+
+
+def _read_tensors(path: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is missing; a checkpoint folder holds {CONFIG_FILE} and {TENSOR_FILE}")
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            _check_names(path, stored, set(expected))
+            for name, shape in expected.items():
+                tensors[name] = _checked(path, name, file.get_tensor(name), shape)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' is damaged or cut short: {error}") from error
+    return tensors
+
+
+def _check_names(path: Path, stored: set[str], expected: set[str]) -> None:
+    missing, extra = sorted(expected - stored), sorted(stored - expected)
+    for names, fault in ((missing, "lacks"), (extra, "has, but the model does not know,")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"'{path}' {fault} the tensor '{names[0]}'{more}; its {CONFIG_FILE} describes "
+                                  "another model")
+
+
+def _checked(path: Path, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.dtype not in STORED_DTYPES:
+        raise CheckpointError(f"tensor '{name}' in '{path}' is {tensor.dtype}; allowed are "
+                              f"{', '.join(map(str, STORED_DTYPES))}")
+    if tensor.shape != shape:
+        raise CheckpointError(f"tensor '{name}' in '{path}' has shape {tuple(tensor.shape)}; {CONFIG_FILE} describes "
+                              f"{tuple(shape)}")
+    tensor = tensor.to(torch.float32)
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"tensor '{name}' in '{path}' has values that are not finite")
+    return tensor

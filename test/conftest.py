@@ -1,0 +1,32 @@
+"""What several packages' tests share: a demo model small enough to build in milliseconds."""
+
+import pytest
+import torch
+
+from sqap_vla_ros.models.demo import DemoConfig, DemoVla
+from sqap_vla_ros.models.llama import LlamaConfig
+from sqap_vla_ros.models.vit import VitConfig
+from sqap_vla_ros.models.vla import ActionSpec
+
+WORDS = ("pick", "up", "the", "red", "blue", "block")
+
+
+def tiny_demo_config(chunk_steps=4, layers=3):
+    """Sizes of a demo model with an 8 x 8 token grid over 32 x 32 px and a 64-wide decoder."""
+    action = ActionSpec(chunk_steps, (-0.02, -0.03, -0.04, -0.1, -0.2, -0.3, 0.0),
+                        (0.03, 0.03, 0.05, 0.1, 0.2, 0.4, 1.0), (True,) * 6 + (False,))
+    return DemoConfig(vision=VitConfig(32, 6, 4, 32, 1, 2), decoder=LlamaConfig(64, 128, layers, 4, 2),
+                      vocabulary=WORDS, action=action)
+
+
+def make_tiny_demo(seed=0, **sizes):
+    """A demo model of :func:`tiny_demo_config` with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DemoVla(tiny_demo_config(**sizes)).eval()
+
+
+@pytest.fixture
+def tiny_demo():
+    """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""
+    return make_tiny_demo
