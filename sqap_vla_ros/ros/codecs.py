@@ -1,0 +1,172 @@
+"""Messages to plain values and back: one function per message.
+
+Whatever is wrong with a message is found here and named; past this border every value can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from control_msgs.action import GripperCommand
+from geometry_msgs.msg import TransformStamped, TwistStamped
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.geometry.camera import Camera
+from sqap_vla_ros.standalone import import_ros_module
+
+cv_bridge = import_ros_module("cv_bridge")
+
+NS_PER_S = 1_000_000_000
+# Bytes of one pixel of each encoding that can be taken.
+IMAGE_ENCODINGS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "8UC3": 3}
+# Plain types say nothing about colour; ROS drivers use them for grey and for OpenCV's BGR.
+_PLAIN_TYPES = {"8UC1": "mono8", "8UC3": "bgr8"}
+_BRIDGE = cv_bridge.CvBridge()
+
+
+def stamp_to_ns(stamp: Time) -> int:
+    """Message time to nanoseconds."""
+    return stamp.sec * NS_PER_S + stamp.nanosec
+
+
+def ns_to_stamp(stamp_ns: int) -> Time:
+    """Nanoseconds to message time."""
+    sec, nanosec = divmod(int(stamp_ns), NS_PER_S)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def make_header(stamp_ns: int, frame_id: str) -> Header:
+    """Header with a stamp in ns."""
+    return Header(stamp=ns_to_stamp(stamp_ns), frame_id=frame_id)
+
+
+def decode_image(message: Image) -> np.ndarray:
+    """Message to picture.
+
+    :return: (H, W, 3) uint8 RGB, its own memory
+    :raises InputError: for an encoding that cannot be taken, no pixels, rows too short or data missing
+    """
+    encoding, width, height, step = message.encoding, message.width, message.height, message.step
+    if encoding not in IMAGE_ENCODINGS:
+        raise InputError(f"image encoding '{encoding}' cannot be taken; allowed are {', '.join(IMAGE_ENCODINGS)}; "
+                         f"{_way_out(encoding)}")
+    if width == 0 or height == 0:
+        raise InputError(f"the image is {width} x {height} px; both must be positive; check the camera driver")
+    row = width * IMAGE_ENCODINGS[encoding]
+    if step < row:
+        raise InputError(f"the image's step is {step} bytes; a row of {width} px of {encoding} needs at least {row}")
+    if len(message.data) < step * height:
+        raise InputError(f"the image came with {len(message.data)} bytes; {height} rows of {step} bytes need "
+                         f"{step * height}; data was lost on the way")
+    if encoding in _PLAIN_TYPES or message.is_bigendian or step != row or len(message.data) != step * height:
+        # One tight picture with its colour order named: the same for every cv_bridge. Bytes have no byte order.
+        rows = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)[:, :row]
+        message = Image(height=height, width=width, encoding=_PLAIN_TYPES.get(encoding, encoding), step=row,
+                        data=rows.tobytes())
+    picture = _BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    return np.array(picture, dtype=np.uint8, order="C")
+
+
+def _way_out(encoding: str) -> str:
+    if "16" in encoding or encoding.startswith(("32", "64")):
+        return "it is not 8 bits per channel, so it is no colour picture that the model knows"
+    return "let the driver or image_proc convert"
+
+
+def encode_image(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """Picture to message.
+
+    :param rgb: (H, W, 3) uint8
+    """
+    return _BRIDGE.cv2_to_imgmsg(np.ascontiguousarray(rgb), encoding="rgb8", header=make_header(stamp_ns, frame_id))
+
+
+def encode_compressed(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> CompressedImage:
+    """Picture to JPEG message.
+
+    :param rgb: (H, W, 3) uint8
+    """
+    message = _BRIDGE.cv2_to_compressed_imgmsg(np.ascontiguousarray(rgb[..., ::-1]), dst_format="jpg")
+    message.header = make_header(stamp_ns, frame_id)
+    # As image_transport names it: what came in; what the JPEG holds.
+    message.format = "rgb8; jpeg compressed bgr8"
+    return message
+
+
+def decode_camera_info(message: CameraInfo) -> Camera:
+    """Message to camera, for the picture as it is sent: cut out and binned as REP-104 says.
+
+    :raises InputError: when the camera is not calibrated or its distortion model is unknown
+    """
+    matrix = np.array(message.k, dtype=np.float64).reshape(3, 3)
+    if matrix[0, 0] == 0.0:
+        raise InputError("camera_info is not calibrated, K[0] is 0; calibrate the camera or give its driver the file")
+    roi = message.roi
+    cut = roi.width > 0 and roi.height > 0
+    width, height = (roi.width, roi.height) if cut else (message.width, message.height)
+    for axis, (offset, binning) in enumerate(((roi.x_offset, message.binning_x), (roi.y_offset, message.binning_y))):
+        share = 1.0 / max(binning, 1)
+        matrix[axis] *= share
+        # Pixel centres are whole numbers, so the corner that binning keeps in place is at -0.5.
+        matrix[axis, 2] += share * (0.5 - offset) - 0.5
+    return Camera(matrix, np.array(message.d, dtype=np.float64), message.distortion_model,
+                  width // max(message.binning_x, 1), height // max(message.binning_y, 1))
+
+
+def encode_camera_info(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
+    """Camera to message; rectification is the identity."""
+    projection = np.column_stack((camera.matrix, np.zeros(3)))
+    return CameraInfo(header=make_header(stamp_ns, frame_id), width=camera.width, height=camera.height,
+                      distortion_model=camera.model, d=camera.distortion.tolist(),
+                      k=camera.matrix.ravel().tolist(), r=np.eye(3).ravel().tolist(), p=projection.ravel().tolist())
+
+
+def encode_twist(linear: Iterable[float], angular: Iterable[float], stamp_ns: int, frame_id: str) -> TwistStamped:
+    """Velocity to message.
+
+    :param linear: (3,) m/s
+    :param angular: (3,) rad/s
+    """
+    message = TwistStamped(header=make_header(stamp_ns, frame_id))
+    message.twist.linear.x, message.twist.linear.y, message.twist.linear.z = map(float, linear)
+    message.twist.angular.x, message.twist.angular.y, message.twist.angular.z = map(float, angular)
+    return message
+
+
+def decode_twist(message: TwistStamped) -> tuple[np.ndarray, np.ndarray]:
+    """Message to linear (3,) m/s and angular (3,) rad/s velocity.
+
+    :raises InputError: for an empty frame_id or a value that is not finite
+    """
+    linear, angular = message.twist.linear, message.twist.angular
+    velocity = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+    if not message.header.frame_id:
+        raise InputError("the twist has no frame_id; name the frame in which the velocity is given")
+    if not np.isfinite(velocity).all():
+        raise InputError(f"the twist is not finite: {velocity.tolist()}")
+    return velocity[:3], velocity[3:]
+
+
+def encode_gripper_goal(position_m: float, effort_n: float) -> GripperCommand.Goal:
+    """Distance between the fingers and largest force to goal."""
+    goal = GripperCommand.Goal()
+    goal.command.position, goal.command.max_effort = float(position_m), float(effort_n)
+    return goal
+
+
+def encode_transform(parent: str, child: str, translation: np.ndarray, rotation: np.ndarray,
+                     stamp_ns: int) -> TransformStamped:
+    """Pose of ``child`` in ``parent`` to message.
+
+    :param translation: (3,) m
+    :param rotation: (4,) quaternion x, y, z, w
+    """
+    message = TransformStamped(header=make_header(stamp_ns, parent), child_frame_id=child)
+    into = message.transform
+    into.translation.x, into.translation.y, into.translation.z = map(float, translation)
+    into.rotation.x, into.rotation.y, into.rotation.z, into.rotation.w = map(float, rotation)
+    return message
