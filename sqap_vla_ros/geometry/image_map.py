@@ -25,7 +25,7 @@ class ImageMap:
         return np.asarray(points, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
 
     def then(self, following: ImageMap) -> ImageMap:
-        """This map first, ``following`` after it."""
+        """Compose: first this map, then ``following``."""
         linear = following.matrix[:, :2] @ self.matrix[:, :2]
         return ImageMap(np.column_stack((linear, following.apply(self.matrix[:, 2]))))
 

@@ -1,0 +1,37 @@
+"""Which step of a chunk is due now.
+
+A chunk counts from the stamp of its image, so the time that inference took is made up for by starting later in it.
+Steps are deltas: they are indexed, never interpolated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sqap_vla_ros.data import ActionChunk
+
+
+def step_at(chunk: ActionChunk, now_ns: int) -> int | None:
+    """Index of the step that is due.
+
+    :param chunk: the actions in force
+    :param now_ns: the node's clock, ns
+    :return: 0 to T - 1; None before the image's stamp (the clock jumped back) and after the last step
+    """
+    index = (now_ns - chunk.stamp_ns) // chunk.step_period_ns
+    return index if 0 <= index < len(chunk.steps) else None
+
+
+def executed_steps(chunk: ActionChunk, now_ns: int) -> int:
+    """Number of steps whose time is over, 0 to T, whether or not a command was sent for them."""
+    return min(max((now_ns - chunk.stamp_ns) // chunk.step_period_ns, 0), len(chunk.steps))
+
+
+def step_velocity(chunk: ActionChunk, index: int) -> np.ndarray:
+    """One step's motion as a velocity.
+
+    :param chunk: the actions in force
+    :param index: as :func:`step_at` gives it
+    :return: (6,) float64, linear in m/s then angular in rad/s, in the robot's base frame
+    """
+    return chunk.steps[index, :6] * (1e9 / chunk.step_period_ns)
