@@ -1,10 +1,18 @@
-"""Rotations as data: where a model can be rotated without changing what it computes."""
+"""Rotations as data: where a model can be rotated without changing what it computes, and the folding itself.
+
+Rows are vectors: a stream x becomes x R. Then a linear that reads it takes W R, one that writes it takes R^T W, and
+both are the same transform applied along another dimension.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.quantization.hadamard import HadamardRotation
 
 
 @dataclass(frozen=True)
@@ -37,3 +45,122 @@ class RotationSites:
     readers: tuple[Reader, ...]
     attentions: tuple[nn.Module, ...]
     mlps: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class RotationPlan:
+    """Which rotations are made, after QuaRot (arXiv 2404.00456, section 4).
+
+    Blocks are for sizes without a Hadamard construction; None rotates the whole dimension.
+
+    :param stream: the residual stream, folded into everything that touches it
+    :param heads: each attention head between v_proj and o_proj, folded into both
+    :param down: the input of down_proj; online, its inverse folded into down_proj
+    :param queries_keys: each head of Q and K after the rotary embedding; online, scores are unchanged
+    :param stream_block: block size of the stream's rotation
+    :param head_block: block size within a head
+    :param down_block: block size of down_proj's input
+    """
+
+    stream: bool = True
+    heads: bool = True
+    down: bool = True
+    queries_keys: bool = True
+    stream_block: int | None = None
+    head_block: int | None = None
+    down_block: int | None = None
+
+
+@torch.no_grad()
+def rotate_(sites: RotationSites, seed: int, plan: RotationPlan = RotationPlan()) -> None:
+    """Fold rotations into a model, in float64, and put those that cannot be folded at their online sites.
+
+    The gains of the norms are folded first, since a rotation commutes with an RMSNorm only without gain.
+
+    :param sites: of a float model that has not been rotated
+    :param seed: decides the signs of every rotation; the same seed gives the same model
+    :param plan: which rotations are made
+    :raises ConfigError: when a size has no construction, a norm is no RMSNorm, a weight is used at two sites, or the
+        model is rotated already; nothing has been changed then
+    """
+    _check_sites(sites)
+    device = sites.writers[0].weight.device
+    # All are built before the first weight changes, so that a size without construction leaves the model whole.
+    stream = HadamardRotation(sites.stream_size, _site_seed(seed, 0, 0), block=plan.stream_block,
+                              dtype=torch.float64, device=device)
+    heads = [HadamardRotation(attention.head_dim, _site_seed(seed, 1, index), block=plan.head_block,
+                              dtype=torch.float64, device=device) for index, attention in enumerate(sites.attentions)]
+    queries_keys = [HadamardRotation(attention.head_dim, _site_seed(seed, 2, index), block=plan.head_block,
+                                     dtype=attention.o_proj.weight.dtype, device=device)
+                    for index, attention in enumerate(sites.attentions)]
+    downs = [HadamardRotation(mlp.down_proj.in_features, _site_seed(seed, 3, index), block=plan.down_block,
+                              dtype=torch.float64, device=device) for index, mlp in enumerate(sites.mlps)]
+    fold_norms_(sites)
+    if plan.stream:
+        _rotate_stream_(sites, stream)
+    if plan.heads:
+        for attention, rotation in zip(sites.attentions, heads):
+            _rotate_output_(attention.v_proj, rotation)
+            _rotate_input_(attention.o_proj, rotation)
+    if plan.down:
+        for mlp, rotation in zip(sites.mlps, downs):
+            _rotate_input_(mlp.down_proj, rotation)
+            mlp.down_online = rotation.to(mlp.down_proj.weight.dtype)
+    if plan.queries_keys:
+        for attention, rotation in zip(sites.attentions, queries_keys):
+            attention.qk_online = rotation
+
+
+@torch.no_grad()
+def fold_norms_(sites: RotationSites) -> None:
+    """Move the gain of every norm into the linears behind it; the gains become 1."""
+    for reader in sites.readers:
+        gain = reader.norm.weight.double()
+        for linear in reader.linears:
+            linear.weight.copy_(linear.weight.double() * gain)
+        reader.norm.weight.fill_(1.0)
+
+
+def _rotate_stream_(sites: RotationSites, rotation: HadamardRotation) -> None:
+    for embedding in sites.embeddings:
+        embedding.copy_(rotation(embedding.double()))
+    for linear in sites.writers:
+        _rotate_output_(linear, rotation)
+    for reader in sites.readers:
+        for linear in reader.linears:
+            _rotate_input_(linear, rotation)
+
+
+def _rotate_input_(linear: nn.Linear, rotation: HadamardRotation) -> None:
+    linear.weight.copy_(_rotate_last(linear.weight, rotation))
+
+
+def _rotate_output_(linear: nn.Linear, rotation: HadamardRotation) -> None:
+    linear.weight.copy_(_rotate_last(linear.weight.T, rotation).T)
+    if linear.bias is not None:
+        linear.bias.copy_(_rotate_last(linear.bias, rotation))
+
+
+def _rotate_last(weight: Tensor, rotation: HadamardRotation) -> Tensor:
+    # The last dimension holds one or several vectors of the rotation's size, such as the heads of o_proj's input.
+    wide = weight.double()
+    return rotation(wide.reshape(*wide.shape[:-1], -1, rotation.size)).reshape(wide.shape)
+
+
+def _site_seed(seed: int, kind: int, index: int) -> int:
+    return (seed * 4 + kind) * 4096 + index
+
+
+def _check_sites(sites: RotationSites) -> None:
+    readers = [linear.weight for reader in sites.readers for linear in reader.linears]
+    for parameters in ([*sites.embeddings, *readers], [linear.weight for linear in sites.writers]):
+        if len({id(parameter) for parameter in parameters}) < len(parameters):
+            raise ConfigError("a weight is used at two places of the residual stream, such as an embedding tied to "
+                              "the output head; untie it before rotating")
+    for reader in sites.readers:
+        if getattr(reader.norm, "bias", None) is not None or getattr(reader.norm, "weight", None) is None:
+            raise ConfigError(f"{type(reader.norm).__name__} is no RMSNorm with a gain; a rotation commutes with "
+                              "RMSNorm only")
+    for site in [mlp.down_online for mlp in sites.mlps] + [attention.qk_online for attention in sites.attentions]:
+        if not isinstance(site, nn.Identity):
+            raise ConfigError("the model is rotated already; load its checkpoint again to rotate it anew")

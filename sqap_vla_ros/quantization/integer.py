@@ -1,0 +1,120 @@
+"""Numbers as few bits: value = code x scale, codes symmetric around 0, no zero point.
+
+Four bits are the codes -7..7 and eight bits -127..127: the mirror image of a code is a code, and a rotation leaves
+nothing for a zero point to correct.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows whose largest magnitude lies below this become zeros, so that its inverse stays finite.
+_SMALLEST_PEAK = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTokens:
+    """Activations as integers, one scale per token.
+
+    :param codes: (..., K) int8
+    :param scale: (..., 1) float32, or float64 for float64 activations
+    :param dtype: of the activations they stand for
+    """
+
+    codes: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the activations they stand for."""
+        return self.codes.shape
+
+    def dequantize(self) -> Tensor:
+        """Back to activations."""
+        return (self.codes * self.scale).to(self.dtype)
+
+
+def largest_code(bits: int) -> int:
+    """7 for 4 bits, 127 for 8."""
+    return 2 ** (bits - 1) - 1
+
+
+def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedTokens:
+    """Round every token to nearest with a scale taken from the token itself.
+
+    A token that holds a NaN or infinity has a non-finite scale, so that what is computed from it is not finite.
+
+    :param x: (..., K) float
+    :param bits: 4 or 8
+    :param clip_ratio: share of the token's largest magnitude that the largest code stands for, 0 to 1
+    """
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    largest = largest_code(bits)
+    limit = wide.abs().amax(-1, keepdim=True)
+    if clip_ratio != 1.0:
+        limit = limit * clip_ratio
+    codes = (wide * (largest / limit.clamp_min(_SMALLEST_PEAK))).round_()
+    if clip_ratio != 1.0:
+        codes = codes.clamp_(-largest, largest)
+    return QuantizedTokens(codes.to(torch.int8), limit / largest, x.dtype)
+
+
+def quantize_weight(weight: Tensor, bits: int, *, smallest_clip_ratio: float = 1.0,
+                    steps: int = 1) -> tuple[Tensor, Tensor]:
+    """Round a weight to nearest, with the scale of each output channel searched for the least squared error.
+
+    :param weight: (N, K) float
+    :param bits: 4 or 8
+    :param smallest_clip_ratio: lower end of the searched shares of the channel's largest magnitude; the upper is 1
+    :param steps: how many shares are tried
+    :return: codes (N, K) int8 and scales (N, 1) float32
+    """
+    wide = weight.detach().float()
+    largest = largest_code(bits)
+    peak = wide.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_PEAK)
+    best_error = torch.full_like(peak, float("inf"))
+    best_scale = peak / largest
+    for clip_ratio in torch.linspace(1.0, smallest_clip_ratio, steps).tolist():
+        scale = peak * (clip_ratio / largest)
+        rounded = (wide / scale).round_().clamp_(-largest, largest).mul_(scale)
+        error = rounded.sub_(wide).square_().sum(1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+    codes = (wide / best_scale).round_().clamp_(-largest, largest)
+    return codes.to(torch.int8), best_scale
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes into 32-bit words as compressed-tensors' pack-quantized format does.
+
+    Column j of a row stands in word j // (32 / bits), bits (j mod (32 / bits)) x bits and up, as code + 2^(bits - 1).
+    So with 4 bits each byte holds two columns, the even one in its low nibble. The last word is filled with zeros.
+
+    :param codes: (N, K) int8
+    :param bits: 4 or 8
+    :return: (N, ceil(K bits / 32)) int32
+    """
+    per_word = 32 // bits
+    unsigned = codes.to(torch.int64) + 2 ** (bits - 1)
+    padded = torch.nn.functional.pad(unsigned, (0, -codes.shape[1] % per_word))
+    shifts = torch.arange(0, 32, bits, device=codes.device)
+    words = (padded.view(codes.shape[0], -1, per_word) << shifts).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Inverse of :func:`pack`.
+
+    :param packed: (N, W) int32
+    :param bits: 4 or 8
+    :param columns: K, at most W x 32 / bits
+    :return: (N, K) int8
+    """
+    shifts = torch.arange(0, 32, bits, device=packed.device, dtype=torch.int32)
+    unsigned = (packed[..., None] >> shifts) & (2**bits - 1)
+    return (unsigned - 2 ** (bits - 1)).to(torch.int8).flatten(1)[:, :columns].contiguous()

@@ -1,0 +1,23 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to multiply integers. All engines give the same int32.
+
+    :param name: what configuration calls it
+    :param prepare: packed weight (see :func:`~sqap_vla_ros.quantization.integer.pack`), bits and K to the tensor that
+        ``int_matmul`` takes; called once, when a layer is loaded
+    :param int_matmul: activations (M, K) int8 and prepared weight to (M, N) int32, the exact sums over K
+    """
+
+    name: str
+    prepare: Callable[[Tensor, int, int], Tensor]
+    int_matmul: Callable[[Tensor, Tensor], Tensor]

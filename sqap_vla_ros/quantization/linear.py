@@ -1,0 +1,124 @@
+"""A linear layer in integers: round the tokens, multiply codes exactly, scale once.
+
+Tokens may come rounded already: one norm's output is read by several layers and needs rounding only once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sqap_vla_ros.quantization.integer import QuantizedTokens, pack, quantize_tokens, quantize_weight, unpack
+from sqap_vla_ros.quantization.kernels.engine import Engine
+
+
+class QuantLinear(nn.Module):
+    """Integer weights times integer activations; W4A4, W4A8 or W8A8 by the bits given.
+
+    out[m, n] = (sum over k of a[m, k] w[n, k]) x token scale[m] x weight scale[n] + bias[n]
+
+    :param weight_packed: (N, W) int32, see :func:`~sqap_vla_ros.quantization.integer.pack`
+    :param weight_scale: (N, 1) float32
+    :param bias: (N,) or None
+    :param columns: K
+    :param weight_bits: 4 or 8
+    :param act_bits: 4 or 8
+    :param act_clip_ratio: see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`
+    :param engine: what multiplies
+    """
+
+    def __init__(self, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None, *, columns: int,
+                 weight_bits: int, act_bits: int, act_clip_ratio: float, engine: Engine) -> None:
+        super().__init__()
+        self.in_features, self.out_features = columns, weight_packed.shape[0]
+        self.weight_bits, self.act_bits, self.act_clip_ratio = weight_bits, act_bits, act_clip_ratio
+        self.engine = engine
+        self.register_buffer("weight_packed", weight_packed)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+        self.register_buffer("prepared", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.prepare_())
+        self.prepare_()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, weight_bits: int, act_bits: int, engine: Engine,
+                    act_clip_ratio: float = 1.0, smallest_clip_ratio: float = 1.0, clip_steps: int = 1) -> QuantLinear:
+        """Round a float layer to nearest; see :func:`~sqap_vla_ros.quantization.integer.quantize_weight`."""
+        codes, scale = quantize_weight(linear.weight, weight_bits, smallest_clip_ratio=smallest_clip_ratio,
+                                       steps=clip_steps)
+        return cls(pack(codes, weight_bits), scale, None if linear.bias is None else linear.bias.detach().clone(),
+                   columns=linear.in_features, weight_bits=weight_bits, act_bits=act_bits,
+                   act_clip_ratio=act_clip_ratio, engine=engine)
+
+    def prepare_(self) -> None:
+        """Give the engine the weight in the form it multiplies; needed again whenever the packed weight changes."""
+        self.prepared = self.engine.prepare(self.weight_packed, self.weight_bits, self.in_features)
+
+    def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
+        """(..., K) to (..., N)."""
+        tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
+        sums = self.engine.int_matmul(tokens.codes.reshape(-1, self.in_features), self.prepared)
+        out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.view(-1))
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*tokens.shape[:-1], self.out_features).to(tokens.dtype)
+
+    def dequantize(self) -> Tensor:
+        """The weight it stands for, (N, K) float32."""
+        return unpack(self.weight_packed, self.weight_bits, self.in_features) * self.weight_scale
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of packed weight, scales and bias: what a checkpoint holds."""
+        return sum(tensor.nbytes for tensor in (self.weight_packed, self.weight_scale, self.bias) if tensor is not None)
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Bytes of the engine's form of the weight, which exists beside the packed one while the layer runs."""
+        return self.prepared.nbytes
+
+    def extra_repr(self) -> str:
+        """For ``print``."""
+        return (f"{self.in_features}, {self.out_features}, W{self.weight_bits}A{self.act_bits}, "
+                f"engine={self.engine.name}")
+
+
+class QuantRMSNorm(nn.Module):
+    """RMSNorm without gain whose output is rounded tokens, for layers that all round alike.
+
+    Rounding with a token's own scale does not see the norm's division, so only the scale is divided.
+
+    :param eps: of the norm
+    :param bits: 4 or 8
+    :param clip_ratio: see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`
+    """
+
+    def __init__(self, eps: float, bits: int, clip_ratio: float) -> None:
+        super().__init__()
+        self.eps, self.bits, self.clip_ratio = eps, bits, clip_ratio
+
+    def forward(self, x: Tensor) -> QuantizedTokens:
+        """(..., C) to as many tokens."""
+        tokens = quantize_tokens(x, self.bits, self.clip_ratio)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=tokens.scale.dtype)
+        scale = tokens.scale * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return QuantizedTokens(tokens.codes, scale, tokens.dtype)
+
+    def extra_repr(self) -> str:
+        """For ``print``."""
+        return f"eps={self.eps}, bits={self.bits}, clip_ratio={self.clip_ratio}"
+
+
+class RoundedQueries(nn.Module):
+    """Queries or keys as their rounded values, each head of each token with its own scale.
+
+    :param bits: 4 or 8
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, S, D) to the same shape."""
+        return quantize_tokens(x, self.bits).dequantize()
