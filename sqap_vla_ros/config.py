@@ -130,7 +130,7 @@ def build_config(values: Mapping[str, Any], base: Config | None = None) -> Confi
     :raises ConfigError: for an unknown name, a wrong type or a value out of range
     """
     config = base or Config()
-    known = {name: (entry, value) for name, entry, value in iterate_knobs(config)}
+    known = {name: (entry, value) for name, entry, value in iterate_knobs(Config())}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in known:

@@ -1,0 +1,139 @@
+"""The decoder against transformers, and what pruning inside it may and may not change."""
+
+import pytest
+import torch
+import transformers
+
+from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, PruneStep, rope_tables
+
+LENGTH, VISUAL = 40, slice(3, 27)
+
+
+def make_decoder(kv_heads=2, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(64, 160, 4, 4, kv_heads, rms_norm_eps=1e-5, rope_theta=5000.0)
+    decoder = LlamaDecoder(config).to(dtype).eval()
+    for name, parameter in decoder.named_parameters():
+        # Large enough that attention is far from uniform and every gain matters.
+        torch.nn.init.uniform_(parameter, 0.5, 1.5) if "norm" in name else torch.nn.init.normal_(parameter, std=0.15)
+    return decoder.requires_grad_(False)
+
+
+def make_reference(decoder):
+    config = transformers.LlamaConfig(**vars(decoder.config), vocab_size=8, max_position_embeddings=512,
+                                      rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+                                      attn_implementation="eager")
+    reference = transformers.LlamaModel(config).eval()
+    missing, unexpected = reference.load_state_dict(decoder.state_dict(), strict=False)
+    assert missing == ["embed_tokens.weight"] and not unexpected
+    return reference
+
+
+def make_input(batch=2, dtype=torch.float32):
+    torch.manual_seed(1)
+    return torch.randn(batch, LENGTH, 64, dtype=dtype), torch.arange(LENGTH).expand(batch, -1)
+
+
+def keep_of(count, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(VISUAL.stop - VISUAL.start, generator=generator)[:count].sort().values
+
+
+def prune_at(layer, kept, seen=None):
+    def select(scores):
+        if seen is not None:
+            seen.append(scores)
+        return kept.expand(scores.shape[0], -1)
+    return PruneStep(layer, VISUAL, select)
+
+
+def tables(decoder, positions, dtype=torch.float64):
+    return rope_tables(positions, decoder.config.head_dim, decoder.config.rope_theta, dtype)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_hidden_states_equal_those_of_transformers(kv_heads):
+    decoder = make_decoder(kv_heads)
+    x, positions = make_input()
+    shifted = positions * 3 + 7
+    expected = make_reference(decoder)(inputs_embeds=x, position_ids=shifted).last_hidden_state
+    torch.testing.assert_close(decoder(x, shifted), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_are_the_last_tokens_attention():
+    decoder = make_decoder()
+    x, positions = make_input()
+    attentions = make_reference(decoder)(inputs_embeds=x, position_ids=positions, output_attentions=True).attentions
+    for layer in range(4):
+        seen = []
+        decoder(x, positions, prune=prune_at(layer, keep_of(5), seen))
+        assert len(seen) == 1 and seen[0].dtype == torch.float32
+        torch.testing.assert_close(seen[0], attentions[layer][:, :, -1, VISUAL].mean(dim=1), atol=1e-6, rtol=1e-5)
+
+
+def test_an_explicit_causal_mask_changes_nothing():
+    decoder = make_decoder(dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(decoder(x, positions, mask=causal), decoder(x, positions), atol=1e-12, rtol=1e-12)
+
+
+def test_keeping_every_token_is_the_identity_to_the_bit():
+    decoder = make_decoder()
+    x, positions = make_input()
+    plain = decoder(x, positions)
+    every = torch.arange(VISUAL.stop - VISUAL.start)
+    for layer in range(4):
+        assert torch.equal(decoder(x, positions, prune=prune_at(layer, every)), plain)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_dropping_tokens_equals_hiding_them(layer, dtype, tolerance):
+    decoder = make_decoder(dtype=dtype)
+    x, positions = make_input(dtype=dtype)
+    kept = keep_of(9)
+    pruned = decoder(x, positions, prune=prune_at(layer, kept))
+
+    stays = torch.ones(LENGTH, dtype=torch.bool)
+    stays[VISUAL] = False
+    stays[kept + VISUAL.start] = True
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    # A hidden token still sees itself, so that its own row of the softmax is defined.
+    hidden = causal & (stays[None] | torch.eye(LENGTH, dtype=torch.bool))
+    reference = make_hidden_reference(decoder, x, positions, layer, causal[None, None], hidden[None, None])
+
+    assert pruned.shape == (2, LENGTH - 24 + 9, 64)
+    torch.testing.assert_close(pruned, reference[:, stays], atol=tolerance, rtol=tolerance)
+
+
+def make_hidden_reference(decoder, x, positions, layer, before, after):
+    rope = tables(decoder, positions, x.dtype)
+    for index, block in enumerate(decoder.layers):
+        x, _ = block(x, rope, before if index <= layer else after, None)
+    return decoder.norm(x)
+
+
+def test_positions_matter_to_what_is_kept():
+    # Renumbering the kept tokens, as a pruner that forgets positions would, is not the same computation.
+    decoder = make_decoder(dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    kept = keep_of(9)
+    right = decoder(x, positions, prune=prune_at(0, kept))
+    stays = torch.cat((torch.arange(3), kept + 3, torch.arange(27, LENGTH)))
+    first, _ = decoder.layers[0](x, tables(decoder, positions), None, None)
+    short = first[:, stays]
+    renumbered = torch.arange(short.shape[1]).expand(2, -1)
+    for block in list(decoder.layers)[1:]:
+        short, _ = block(short, tables(decoder, renumbered), None, None)
+    assert (decoder.norm(short) - right).abs().max() > 1e-2
+
+
+def test_each_of_a_batch_keeps_its_own():
+    decoder = make_decoder()
+    x, positions = make_input()
+    choices = torch.stack((keep_of(9, seed=5), keep_of(9, seed=6)))
+    both = decoder(x, positions, prune=PruneStep(1, VISUAL, lambda scores: choices))
+    for index in range(2):
+        alone = decoder(x[index:index + 1], positions[:1], prune=prune_at(1, choices[index]))
+        torch.testing.assert_close(both[index:index + 1], alone, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,91 @@
+"""Every knob, and what it refuses."""
+
+import dataclasses
+import re
+
+import pytest
+
+from sqap_vla_ros.config import Config, build_config, iterate_knobs
+from sqap_vla_ros.errors import ConfigError, SqapError
+
+
+def test_every_knob_is_described_once_with_its_unit_and_a_default_that_it_allows():
+    seen = {}
+    for name, knob, value in iterate_knobs(Config()):
+        assert name not in seen
+        seen[name] = value
+        assert re.fullmatch(r"[A-Z].*\.", knob.description), name
+        assert build_config({name: list(value) if isinstance(value, tuple) else value}) == Config()
+        for suffix, unit in (("_hz", "Hz"), ("_m_s", "m/s"), ("_rad_s", "rad/s"), ("_s", " s"), ("_m", " m"),
+                             ("_n", " N")):
+            if name.endswith(suffix):
+                assert unit in knob.description, name
+                break
+    assert len(seen) >= 20
+    assert seen["model.recipe"] == "w4a4" and seen["control.execute_steps"] == 2
+
+
+def value_of(config, name):
+    return next(value for known, _, value in iterate_knobs(config) if known == name)
+
+
+def test_every_knob_holds_its_own_limits():
+    for name, knob, default in iterate_knobs(Config()):
+        count = len(default) if isinstance(default, tuple) else None
+        kind = type(default[0] if count else default)
+        for limit, step in ((knob.minimum, -1), (knob.maximum, 1)):
+            if limit is None:
+                continue
+            at, beyond = kind(limit), kind(limit + step)
+            config = build_config({name: [at] * count if count else at})
+            assert value_of(config, name) == ((at,) * count if count else at)
+            with pytest.raises(ConfigError, match=f"{name} is .*(smallest|largest) allowed is"):
+                build_config({name: [beyond] * count if count else beyond})
+
+
+def test_only_the_named_knobs_change():
+    base = build_config({"control.control_hz": 5.0})
+    config = build_config({"prune.pruned_ratio": 0.7, "footprint.frames": ["a", "b"], "footprint.radii_m": [0.1, 0]}, base)
+    assert config.prune.pruned_ratio == 0.7
+    assert config.control.control_hz == 5.0
+    assert config.footprint.frames == ("a", "b")
+    assert config.footprint.radii_m == (0.1, 0.0)
+    assert config.model == Config().model
+    assert build_config({}) == Config()
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("prune.ratio", 0.1, "unknown knob 'prune.ratio'; known are model.checkpoint"),
+    ("prune", 0.1, "unknown knob"), ("", 0.1, "unknown knob"),
+    ("model.recipe", "w2a2", "model.recipe is 'w2a2'; allowed are float, w4a4"),
+    ("model.recipe", 4, "must be str, got int 4"), ("model.threads", 2.0, "must be int, got float"),
+    ("model.threads", True, "must be int, got bool"), ("control.control_hz", "10", "must be float, got str"),
+    ("control.control_hz", float("nan"), "must be finite"), ("control.control_hz", float("inf"), "must be finite"),
+    ("control.control_hz", True, "must be float, got bool"), ("control.control_hz", None, "must be float"),
+    ("footprint.frames", "hand", "must be a list"), ("footprint.frames", 3, "must be a list"),
+    ("footprint.frames", [1, 2, 3], "must be str, got int"), ("footprint.radii_m", ["x"], "must be float"),
+    ("footprint.radii_m", [0.1], "1 values for 3 footprint.frames; give one radius per frame")])
+def test_wrong_values_are_refused_by_name(name, value, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        build_config({name: value})
+
+
+def test_frames_and_radii_may_be_empty_together():
+    config = build_config({"footprint.frames": [], "footprint.radii_m": []})
+    assert config.footprint.frames == ()
+    again = build_config({"footprint.frames": ["hand"], "footprint.radii_m": [0.1]}, config)
+    assert (again.footprint.frames, again.footprint.radii_m) == (("hand",), (0.1,))
+
+
+def test_whole_numbers_pass_for_floats():
+    value = build_config({"control.command_hz": 30}).control.command_hz
+    assert value == 30.0 and isinstance(value, float)
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().prune.layer = 3
+
+
+def test_every_error_is_one_of_ours():
+    assert issubclass(ConfigError, SqapError)
