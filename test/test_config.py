@@ -45,7 +45,8 @@ def test_every_knob_holds_its_own_limits():
 
 def test_only_the_named_knobs_change():
     base = build_config({"control.control_hz": 5.0})
-    config = build_config({"prune.pruned_ratio": 0.7, "footprint.frames": ["a", "b"], "footprint.radii_m": [0.1, 0]}, base)
+    changes = {"prune.pruned_ratio": 0.7, "footprint.frames": ["a", "b"], "footprint.radii_m": [0.1, 0]}
+    config = build_config(changes, base)
     assert config.prune.pruned_ratio == 0.7
     assert config.control.control_hz == 5.0
     assert config.footprint.frames == ("a", "b")

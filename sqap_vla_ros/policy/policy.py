@@ -1,0 +1,217 @@
+"""Observation in, actions out: the one place where model, quantization, pruning and geometry are wired together."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqap_vla_ros.config import Config
+from sqap_vla_ros.data import (
+    ACTION_NAMES,
+    ActionChunk,
+    Inference,
+    Observation,
+    RobotFootprint,
+    StageTimes,
+    TokenRule,
+    TokenUse,
+)
+from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
+from sqap_vla_ros.geometry.footprint import token_mask
+from sqap_vla_ros.models.llama import PruneStep
+from sqap_vla_ros.models.registry import load_model
+from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.policy.preprocess import STRATEGIES, prepare_image, unnormalize_actions
+from sqap_vla_ros.policy.safety import check_finite
+from sqap_vla_ros.pruning.pruner import Pruner
+from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
+
+WARM_UP_RUNS = 2
+WARM_UP_IDS = [0] * 6
+
+
+def build_policy(config: Config) -> Policy:
+    """Load, quantize and wire a policy; everything that can be wrong with it is found here or in ``warm_up``.
+
+    The number of threads is set for the whole process.
+
+    :param config: every knob
+    :raises ConfigError: when a knob does not fit the model or the machine
+    :raises CheckpointError: when the checkpoint cannot be used
+    """
+    device = _find_device(config.model.device)
+    torch.set_num_threads(config.model.threads)
+    model = load_model(config.model.checkpoint)
+    _check_model(model, config)
+    report = None
+    if config.model.recipe != "float":
+        report = quantize_(model, RECIPES[config.model.recipe], engine=config.model.engine)  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[attr-defined]
+    pruner = None if config.prune.rule == "none" else Pruner(config.prune, model.grid)
+    return Policy(model, config, pruner, report, device)
+
+
+class Policy:
+    """A model with its pruner, ready to act.
+
+    :param model: in evaluation mode, quantized or not
+    :param config: every knob
+    :param pruner: chooses the visual tokens that stay; None keeps all
+    :param report: what quantization replaced; None for a float model
+    :param device: where the model is
+    """
+
+    def __init__(self, model: VlaModel, config: Config, pruner: Pruner | None, report: QuantizationReport | None,
+                 device: torch.device) -> None:
+        self.model = model
+        self.config = config
+        self.pruner = pruner
+        self.report = report
+        self.device = device
+        self._float32_bytes = sum(4 * linear.weight.numel() for linear in model.quantizable_linears().values())
+
+    @torch.inference_mode()
+    def infer(self, observation: Observation) -> Inference:
+        """Look once, decide the next steps.
+
+        :param observation: one picture with its footprint, and the instruction
+        :raises InputError: when picture or instruction cannot be used
+        :raises InferenceError: when an action is not finite
+        """
+        watch = _StageWatch(self.device)
+        rgb, footprint = _only_camera(observation)
+        ids = self._read_instruction(observation.instruction)
+        pixels, image_map = prepare_image(rgb, self.model.image_spec)
+        protected = None if footprint is None else token_mask(footprint, image_map, self.model.grid,
+                                                              self.model.image_spec.size)
+        robot_mask = None if protected is None else torch.from_numpy(protected).to(self.device)
+        pixels = pixels.to(self.device)
+        watch.end("preprocess")
+        actions, tokens = self._run(pixels, ids, robot_mask, watch)
+        steps = unnormalize_actions(actions[0].double().cpu().numpy(), self.model.action_spec)
+        check_finite("the predicted action", steps)
+        watch.end("head")
+        period_ns = round(self.config.control.step_period_s * 1e9)
+        return Inference(ActionChunk(observation.stamp_ns, period_ns, steps), StageTimes(watch.milliseconds), (tokens,))
+
+    def check_instruction(self, text: str) -> None:
+        """Tell whether an instruction can be followed, without a picture.
+
+        :raises InputError: when it is empty, too long or has words the model does not know
+        """
+        self._read_instruction(text)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run on a grey picture, with and without a robot in it, so that the first real inference is not the slowest.
+
+        :raises InferenceError: when the model's answer is of another shape than it claims, or not finite
+        """
+        spec, (rows, columns) = self.model.image_spec, self.model.grid
+        pixels, _ = prepare_image(np.full((spec.size, spec.size, 3), 128, dtype=np.uint8), spec)
+        robot_mask = torch.zeros(rows * columns, dtype=torch.bool, device=self.device)
+        robot_mask[0] = True
+        expected = (1, self.model.action_spec.chunk_steps, len(self.model.action_spec.low))
+        for mask in (None, robot_mask) * WARM_UP_RUNS:
+            actions, _ = self._run(pixels.to(self.device), WARM_UP_IDS, mask, _StageWatch(self.device))
+            if actions.shape != expected:
+                raise InferenceError(f"the model gave actions of shape {tuple(actions.shape)}; its specification says "
+                                     f"{expected}")
+            check_finite("the action of a grey picture", actions.cpu().numpy())
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What runs: family, recipe, engine, bytes of the decoder's linears as stored and in float32, token counts."""
+        total = self.model.grid[0] * self.model.grid[1]
+        return {
+            "family": self.model.family,
+            "recipe": self.config.model.recipe,
+            "engine": "float32" if self.report is None else self.config.model.engine,
+            "device": str(self.device),
+            "weight_bytes": self._float32_bytes if self.report is None else self.report.weight_bytes,
+            "float32_bytes": self._float32_bytes if self.report is None else self.report.float32_bytes,
+            "kept_tokens": total if self.pruner is None else self.pruner.kept_count,
+            "total_tokens": total,
+        }
+
+    def _read_instruction(self, text: str) -> list[int]:
+        limit = self.config.safety.max_instruction_chars
+        if len(text) > limit:
+            raise InputError(f"the instruction has {len(text)} characters; {limit} are allowed")
+        return self.model.tokenize(text)
+
+    def _run(self, pixels: Tensor, ids: list[int], robot_mask: Tensor | None,
+             watch: _StageWatch) -> tuple[Tensor, TokenUse]:
+        # (1, 3 * towers, H, W) to (1, T, D) normalised actions, on the device.
+        visual = self.model.encode_images(pixels)
+        watch.end("vision")
+        sequence = self.model.build_sequence(visual, ids)
+        tokens = _every_token(self.model.grid)
+        prune = None
+        if self.pruner is not None:
+            pruner = self.pruner
+
+            def select(scores: Tensor) -> Tensor:
+                nonlocal tokens
+                selection = pruner.select(scores, robot_mask)
+                tokens = TokenUse(self.model.grid, selection.kept.cpu().numpy(), selection.rules.cpu().numpy())
+                return selection.kept[None]
+
+            prune = PruneStep(pruner.layer, sequence.visual, select)
+        hidden = self.model.decoder(sequence.embeddings, sequence.positions, prune=prune)
+        watch.end("llm")
+        return self.model.predict_actions(hidden), tokens
+
+
+class _StageWatch:
+    # Durations of consecutive stages; a GPU is waited for so that its work counts where it was asked for.
+    def __init__(self, device: torch.device) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self._device = device
+        self._began = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.milliseconds[stage] = 1e3 * (now - self._began)
+        self._began = now
+
+
+def _only_camera(observation: Observation) -> tuple[np.ndarray, RobotFootprint | None]:
+    if len(observation.images) != 1 or len(observation.footprints) != 1:
+        raise InputError(f"an observation came with {len(observation.images)} pictures and "
+                         f"{len(observation.footprints)} footprints; the model takes one of each")
+    return observation.images[0], observation.footprints[0]
+
+
+def _every_token(grid: tuple[int, int]) -> TokenUse:
+    total = grid[0] * grid[1]
+    return TokenUse(grid, np.arange(total), np.full(total, TokenRule.UNPRUNED, dtype=np.int8))
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device is '{name}', which is no torch device; use 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"model.device is '{name}'; allowed are cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"model.device is '{name}', but torch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def _check_model(model: VlaModel, config: Config) -> None:
+    layers = model.decoder.config.num_hidden_layers
+    if config.prune.rule != "none" and config.prune.layer >= layers:
+        raise ConfigError(f"prune.layer is {config.prune.layer}; the model's {layers} decoder layers are counted "
+                          f"from 0 to {layers - 1}")
+    if len(model.action_spec.low) != len(ACTION_NAMES):
+        raise CheckpointError(f"the model's actions have {len(model.action_spec.low)} dimensions; "
+                              f"{len(ACTION_NAMES)} are needed: {', '.join(ACTION_NAMES)}")
+    if model.image_spec.strategy not in STRATEGIES:
+        raise CheckpointError(f"the model resizes pictures by '{model.image_spec.strategy}'; known are "
+                              f"{', '.join(STRATEGIES)}")
