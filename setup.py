@@ -1,0 +1,65 @@
+"""Build file of an ament_python package; pip and colcon both read it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "sqap_vla_ros"
+
+
+def files_under(folder: str) -> list[str]:
+    """Every file below ``folder``, relative to the package (older setuptools do not know ``**``)."""
+    return sorted(str(path.relative_to(NAME)) for path in Path(NAME, folder).rglob("*") if path.is_file())
+
+
+def shared(folder: str, pattern: str) -> tuple[str, list[str]]:
+    """A row of ``data_files``: where a folder's files go below the prefix."""
+    return f"share/{NAME}/{folder}".rstrip("/"), sorted(map(str, Path(folder).glob(pattern)))
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Runs a quantized and token-pruned vision-language-action model as a ROS 2 node.",
+    license="Apache-2.0",
+    maintainer="sqap_vla_ros maintainers",
+    maintainer_email="maintainers@sqap-vla.invalid",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: files_under("assets")},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        shared("", "package.xml"),
+        shared("launch", "*.launch.py"),
+        shared("config", "*.yaml"),
+    ],
+    zip_safe=False,
+    python_requires=">=3.10",
+    # rclpy and the message packages are not here: they come with ROS 2, or from the wheels that `make` installs.
+    install_requires=[
+        "imageio-ffmpeg>=0.5",
+        "matplotlib>=3.5",
+        "mujoco>=3.3,<3.4",
+        "numpy>=1.23",
+        "opencv-python-headless>=4.8",
+        "pillow>=9",
+        "pyyaml>=5.4",
+        "rich>=13",
+        "rosbags-image>=0.10",
+        "safetensors>=0.4",
+        "torch>=2.6",
+        "tqdm>=4.60",
+        "transformers>=4.45",
+    ],
+    extras_require={
+        "test": ["pytest>=7", "pytest-timeout>=2"],
+        "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "mypy>=1.10", "ruff>=0.5",
+                "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": [
+            "sqap = sqap_vla_ros.cli.main:main",
+            "policy_node = sqap_vla_ros.ros.policy_node:main",
+            "sim_robot_node = sqap_vla_ros.simulation.robot_node:main",
+        ],
+    },
+)
