@@ -1,1 +1,1 @@
-"""Which visual tokens stay. Imports torch only."""
+"""Which visual tokens stay. Imports torch and NumPy only."""

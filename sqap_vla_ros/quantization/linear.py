@@ -100,7 +100,7 @@ class QuantRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> QuantizedTokens:
         """(..., C) to as many tokens."""
         tokens = quantize_tokens(x, self.bits, self.clip_ratio)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=tokens.scale.dtype)
+        norm = torch.linalg.vector_norm(x.to(tokens.scale.dtype), dim=-1, keepdim=True)
         scale = tokens.scale * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return QuantizedTokens(tokens.codes, scale, tokens.dtype)
 

@@ -7,7 +7,7 @@ what stays float and why.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -43,11 +43,13 @@ class Quantizable(Protocol):
 class Recipe:
     """How a model is quantized: weights rounded to nearest per output channel, activations per token.
 
-    Keys and values are not stored in few bits: there is one prefill and no cache to save.
+    One prefill keeps no cache, so keys and values need no few bits; Q and K may be rounded all the same, to see what
+    that does to the attention that pruning reads.
 
     :param weight_bits: 4 or 8
     :param act_bits: 4 or 8
-    :param rotation: what is rotated first; None rounds the model as it is
+    :param rotation: what is rotated first; None rounds the model as it is. Q and K are rotated only where
+        ``qk_bits`` rounds them: for float ones it would cost time and change nothing
     :param seed: decides the signs of the rotations
     :param smallest_clip_ratio: lower end of the clip search of the weights
     :param clip_steps: how many clip ratios the search tries
@@ -55,7 +57,7 @@ class Recipe:
         is 4; eight bits are never clipped
     :param act_bits_by_pattern: (pattern, bits) pairs for linears that differ from ``act_bits``, by shell pattern of
         their qualified name; the last match counts
-    :param qk_bits: bits of Q and K behind their rotation, or None to leave them float
+    :param qk_bits: bits of Q and K behind the rotary embedding and their rotation; None leaves them float
     """
 
     weight_bits: int
@@ -146,7 +148,8 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu") -> Qua
     _check(recipe, linears)
     sites = model.rotation_sites()
     if recipe.rotation is not None:
-        rotate_(sites, recipe.seed, recipe.rotation)
+        rotates_queries_keys = recipe.rotation.queries_keys and recipe.qk_bits is not None
+        rotate_(sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
     quantized: dict[nn.Module, QuantLinear] = {}
     for name, linear in linears.items():
         bits = recipe.act_bits_of(name)
