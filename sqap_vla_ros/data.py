@@ -116,3 +116,37 @@ class Inference:
     chunk: ActionChunk
     times: StageTimes
     tokens: tuple[TokenUse, ...]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One task in one scene.
+
+    :param seed: the scene
+    :param task: reach, pick or place
+    :param color: which block
+    :param instruction: the task in words
+    """
+
+    seed: int
+    task: str
+    color: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """How an episode went.
+
+    :param episode: which
+    :param success: whether the task was done in time
+    :param steps: control steps until then, or all that were allowed
+    :param times: one entry per inference
+    :param kept_tokens: visual tokens that stayed, one entry per inference
+    """
+
+    episode: Episode
+    success: bool
+    steps: int
+    times: tuple[StageTimes, ...]
+    kept_tokens: tuple[int, ...]
