@@ -116,7 +116,7 @@ class Camera:
         turn = np.arange(SILHOUETTE_SAMPLES) * (2 * np.pi / SILHOUETTE_SAMPLES)
         ring = np.cos(turn)[:, None, None] * outward + np.sin(turn)[:, None, None] * across
         silhouette = centers * share[:, None] + ring * (radii_m * np.sqrt(share))[:, None]
-        pixels = self._project_clamped(silhouette.reshape(-1, 3)).reshape(silhouette.shape[:2] + (2,))
+        pixels = self._project_clamped(silhouette.reshape(-1, 3)).reshape(*silhouette.shape[:2], 2)
         radius = np.linalg.norm(pixels - middle, axis=2).max(axis=0)
         corners = np.array([[-0.5, -0.5], [self.width - 0.5, -0.5], [-0.5, self.height - 0.5],
                             [self.width - 0.5, self.height - 0.5]])

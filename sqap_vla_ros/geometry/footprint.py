@@ -8,6 +8,7 @@ pixels, where the discs are round. A token is protected when shape and cell have
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def project_footprint(camera: Camera, frames: Sequence[str], positions: np.ndarr
     if positions.shape != (len(frames), 3) or radii.shape != (len(frames),):
         raise InputError(f"{len(frames)} frames came with positions of shape {positions.shape} and radii of shape "
                          f"{radii.shape}; give one (x, y, z) and one radius per frame")
-    for name, position in zip(frames, positions):
+    for name, position in zip(frames, positions, strict=True):
         if not np.isfinite(position).all():
             raise InputError(f"the position of frame '{name}' is not finite: {position.tolist()}; check its transform")
     centers_px, _ = camera.project(positions)
@@ -54,11 +55,11 @@ def token_mask(footprint: RobotFootprint, image_map: ImageMap, grid: tuple[int, 
     """
     cells = _cells_in_camera(image_map, grid, model_size)
     mask = np.zeros(len(cells), dtype=bool)
-    discs = list(zip(footprint.centers_px, footprint.radii_px))
+    discs = list(zip(footprint.centers_px, footprint.radii_px, strict=True))
     for center, radius in discs:
         if radius > 0.0:
             mask |= _disc_overlaps(center, radius, cells)
-    for (start, start_radius), (end, end_radius) in zip(discs, discs[1:]):
+    for (start, start_radius), (end, end_radius) in pairwise(discs):
         length = float(np.hypot(*(end - start)))
         # Without this, one disc holds the other and there is no hull to add (also where a centre is NaN).
         if start_radius > 0.0 and end_radius > 0.0 and length > abs(start_radius - end_radius):

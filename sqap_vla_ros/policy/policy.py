@@ -45,12 +45,14 @@ def build_policy(config: Config) -> Policy:
     device = _find_device(config.model.device)
     torch.set_num_threads(config.model.threads)
     model = load_model(config.model.checkpoint)
-    _check_model(model, config)
+    _check_model(model)
+    pruner = None if config.prune.rule == "none" else Pruner(config.prune, model.grid, device)
+    if pruner is not None:
+        pruner.check_depth(model.decoder.config.num_hidden_layers)
     report = None
     if config.model.recipe != "float":
         report = quantize_(model, RECIPES[config.model.recipe], engine=config.model.engine)  # type: ignore[arg-type]
     model.to(device)  # type: ignore[attr-defined]
-    pruner = None if config.prune.rule == "none" else Pruner(config.prune, model.grid)
     return Policy(model, config, pruner, report, device)
 
 
@@ -156,7 +158,7 @@ class Policy:
             def select(scores: Tensor) -> Tensor:
                 nonlocal tokens
                 selection = pruner.select(scores, robot_mask)
-                tokens = TokenUse(self.model.grid, selection.kept.cpu().numpy(), selection.rules.cpu().numpy())
+                tokens = selection.token_use(self.model.grid)
                 return selection.kept[None]
 
             prune = PruneStep(pruner.layer, sequence.visual, select)
@@ -204,11 +206,7 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
-def _check_model(model: VlaModel, config: Config) -> None:
-    layers = model.decoder.config.num_hidden_layers
-    if config.prune.rule != "none" and config.prune.layer >= layers:
-        raise ConfigError(f"prune.layer is {config.prune.layer}; the model's {layers} decoder layers are counted "
-                          f"from 0 to {layers - 1}")
+def _check_model(model: VlaModel) -> None:
     if len(model.action_spec.low) != len(ACTION_NAMES):
         raise CheckpointError(f"the model's actions have {len(model.action_spec.low)} dimensions; "
                               f"{len(ACTION_NAMES)} are needed: {', '.join(ACTION_NAMES)}")

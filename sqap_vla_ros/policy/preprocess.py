@@ -32,7 +32,7 @@ def prepare_image(rgb: np.ndarray, spec: ImageSpec) -> tuple[Tensor, ImageMap]:
         rgb = np.asarray(Image.fromarray(rgb).resize((spec.size, spec.size), Image.Resampling.BICUBIC))
     share = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32) / 255.0
     towers = [(share - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-              for mean, std in zip(spec.mean, spec.std)]
+              for mean, std in zip(spec.mean, spec.std, strict=True)]
     return torch.cat(towers)[None], resize_map(width, height, spec.size)
 
 

@@ -102,14 +102,14 @@ def test_no_point_of_a_sphere_projects_outside_its_circle(model, distortion):
     rng = np.random.default_rng(7)
     matrix = np.array([[300.0, 0, 320], [0, 260.0, 240], [0, 0, 1]])
     camera = Camera(matrix, np.array(distortion), model, 640, 480)
-    centers = points_within(rng, 0.6 * camera.field_rad, 40) + [0, 0, 0.3]
+    centers = points_within(rng, 0.6 * camera.field_rad, 40) + np.array([0, 0, 0.3])
     radii_m = rng.uniform(0.01, 0.08, 40)
     radii_px = camera.sphere_radius_px(centers, radii_m)
     middle, _ = camera.project(centers)
     surface = rng.normal(size=(2000, 1, 3))
     surface = centers + surface / np.linalg.norm(surface, axis=-1, keepdims=True) * radii_m[:, None]
     pixels, _ = camera.project(surface.reshape(-1, 3))
-    reach = np.linalg.norm(pixels.reshape(surface.shape[:2] + (2,)) - middle, axis=-1).max(axis=0)
+    reach = np.linalg.norm(pixels.reshape(*surface.shape[:2], 2) - middle, axis=-1).max(axis=0)
     assert (reach <= radii_px * 1.005).all()
     assert (reach >= radii_px * 0.95).all()
 

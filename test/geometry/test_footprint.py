@@ -1,5 +1,7 @@
 """Which cells a footprint protects, against shapes sampled point by point."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -27,10 +29,10 @@ def sampled_tokens(footprint, image_map, grid, size):
     """Cells hit by a dense cloud of points of the shape, without any geometry of cells."""
     turn = np.linspace(0, 2 * np.pi, 301)
     circle = np.stack((np.cos(turn), np.sin(turn)), axis=1)
-    cloud = [center + share * radius * circle for center, radius in zip(footprint.centers_px, footprint.radii_px)
-             if radius > 0 for share in np.linspace(0, 1, 60)]
-    pairs = list(zip(footprint.centers_px, footprint.radii_px))
-    for (start, r0), (end, r1) in zip(pairs, pairs[1:]):
+    pairs = list(zip(footprint.centers_px, footprint.radii_px, strict=True))
+    cloud = [center + share * radius * circle for center, radius in pairs if radius > 0
+             for share in np.linspace(0, 1, 60)]
+    for (start, r0), (end, r1) in pairwise(pairs):
         if r0 > 0 and r1 > 0:
             for t in np.linspace(0, 1, 250):
                 center, radius = start + t * (end - start), r0 + t * (r1 - r0)

@@ -117,13 +117,13 @@ def test_truncated_at_any_place(folder):
     whole = (folder / "model.safetensors").read_bytes()
     for size in (0, 4, 20, 2000, len(whole) // 2, len(whole) - 1):
         (folder / "model.safetensors").write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="model.safetensors' is damaged or cut short"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors' is damaged or cut short"):
             load_model(folder)
 
 
 def test_missing_and_extra_tensors(folder):
     change_tensors(folder, lambda tensors: tensors.pop("head_fc1.bias"))
-    with pytest.raises(CheckpointError, match="lacks the tensor 'head_fc1.bias';"):
+    with pytest.raises(CheckpointError, match=r"lacks the tensor 'head_fc1\.bias';"):
         load_model(folder)
     change_tensors(folder, lambda tensors: tensors.update({"head_fc1.bias": torch.zeros(64), "x": torch.zeros(1),
                                                            "y": torch.zeros(1)}))
@@ -136,7 +136,7 @@ def test_missing_and_extra_tensors(folder):
     (torch.zeros(64, dtype=torch.int8), "is torch.int8; allowed"), (torch.full((64,), torch.nan), "not finite")])
 def test_wrong_tensors_are_named(folder, tensor, words):
     change_tensors(folder, lambda tensors: tensors.update({"head_fc1.bias": tensor}))
-    with pytest.raises(CheckpointError, match="'head_fc1.bias'.*" + words):
+    with pytest.raises(CheckpointError, match=r"'head_fc1\.bias'.*" + words):
         load_model(folder)
 
 

@@ -1,0 +1,209 @@
+"""The wiring: one observation through preprocess, vision, pruned and quantized decoder, and head."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sqap_vla_ros.config import build_config
+from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
+from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
+from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.policy.policy import build_policy
+from sqap_vla_ros.policy.preprocess import prepare_image, unnormalize_actions
+
+STAMP, TEXT = 1_234_567_890_123_456_789, "pick up the red block"
+# Tokens of the 8 x 8 grid have 4 px: these discs lie within token (2, 3) and within token (5, 1).
+HAND = RobotFootprint(("hand",), np.array([[13.5, 9.5]]), np.array([1.9]))
+FINGER = RobotFootprint(("finger",), np.array([[5.5, 21.5]]), np.array([1.9]))
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.fixture
+def build(tiny_demo, tmp_path):
+    def build(model=None, **knobs):
+        save_model(model or tiny_demo(), tmp_path / "checkpoint")
+        values = {"model.checkpoint": str(tmp_path / "checkpoint"), "model.recipe": "float", "prune.layer": 0,
+                  "prune.pruned_ratio": 0.5}
+        return build_policy(build_config({**values, **{key.replace("__", "."): value for key, value in knobs.items()}}))
+    return build
+
+
+def observe(footprint=None, size=32, text=TEXT, seed=0):
+    rgb = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Observation(STAMP, (rgb,), text, (footprint,))
+
+
+def test_without_compression_it_is_the_model_itself(build, tiny_demo):
+    policy, model = build(prune__rule="none", control__step_period_s=0.05), tiny_demo()
+    inference = policy.infer(observe())
+    with torch.inference_mode():
+        pixels, _ = prepare_image(observe().images[0], model.image_spec)
+        sequence = model.build_sequence(model.encode_images(pixels), model.tokenize(TEXT))
+        actions = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+    assert inference.chunk.stamp_ns == STAMP
+    assert inference.chunk.step_period_ns == 50_000_000
+    assert inference.chunk.steps.shape == (4, 7)
+    np.testing.assert_array_equal(inference.chunk.steps, unnormalize_actions(actions[0].numpy(), model.action_spec))
+    (tokens,) = inference.tokens
+    assert tokens.grid == (8, 8)
+    assert tokens.kept.tolist() == list(range(64))
+    assert tokens.count(TokenRule.UNPRUNED) == 64
+
+
+def test_every_stage_is_timed(build):
+    times = build().infer(observe(HAND)).times
+    assert list(times.milliseconds) == ["preprocess", "vision", "llm", "head"]
+    assert all(0.0 < value < 10_000 for value in times.milliseconds.values())
+    assert times.total_ms == pytest.approx(sum(times.milliseconds.values()))
+
+
+def test_the_robot_in_the_picture_is_kept(build):
+    policy = build(prune__pruned_ratio=0.75)
+    for footprint, token in ((HAND, 2 * 8 + 3), (FINGER, 5 * 8 + 1)):
+        (tokens,) = policy.infer(observe(footprint)).tokens
+        assert token in tokens.kept
+        assert len(tokens.kept) == len(tokens.rules) == 16
+        assert (np.diff(tokens.kept) > 0).all()
+        # Attention may have taken the token before the robot's turn came.
+        assert tokens.rules[list(tokens.kept).index(token)] in (TokenRule.ROBOT, TokenRule.ATTENTION)
+        assert tokens.count(TokenRule.ROBOT) <= 1
+        assert tokens.count(TokenRule.UNPRUNED) == 0
+
+
+def test_a_footprint_is_in_camera_pixels(build):
+    # The same place in a picture three times as large.
+    policy = build(prune__attention_ratio=0.0)
+    large = RobotFootprint(HAND.frames, (HAND.centers_px + 0.5) * 3 - 0.5, HAND.radii_px * 3)
+    for footprint, size in ((HAND, 32), (large, 96)):
+        (tokens,) = policy.infer(observe(footprint, size)).tokens
+        assert tokens.kept[tokens.rules == TokenRule.ROBOT].tolist() == [2 * 8 + 3]
+
+
+def test_without_footprint_the_other_rules_fill_the_budget(build):
+    (tokens,) = build().infer(observe(None)).tokens
+    assert len(tokens.kept) == 32
+    assert tokens.count(TokenRule.ROBOT) == 0
+    assert tokens.count(TokenRule.ATTENTION) + tokens.count(TokenRule.COVERAGE) == 32
+
+
+def test_pruning_nothing_changes_nothing(build):
+    plain = build(prune__rule="none").infer(observe(HAND))
+    full = build(prune__pruned_ratio=0.0).infer(observe(HAND))
+    np.testing.assert_array_equal(plain.chunk.steps, full.chunk.steps)
+    assert full.tokens[0].kept.tolist() == list(range(64))
+    half = build(prune__pruned_ratio=0.5).infer(observe(HAND))
+    assert np.abs(half.chunk.steps - plain.chunk.steps).max() > 0.0
+
+
+def test_the_same_observation_gives_the_same_actions(build):
+    knobs = {"model__recipe": "w4a4"}
+    first, second = build(**knobs), build(**knobs)
+    expected = first.infer(observe(HAND)).chunk.steps
+    first.infer(observe(FINGER, seed=1))
+    np.testing.assert_array_equal(first.infer(observe(HAND)).chunk.steps, expected)
+    np.testing.assert_array_equal(second.infer(observe(HAND)).chunk.steps, expected)
+    assert np.abs(first.infer(observe(HAND, text="pick up the blue block")).chunk.steps - expected).max() > 0.0
+
+
+def test_both_engines_agree_and_stay_near_the_float_model(build):
+    plain = build(prune__rule="none").infer(observe()).chunk.steps
+    found = {(recipe, engine): build(prune__rule="none", model__recipe=recipe, model__engine=engine)
+             .infer(observe()).chunk.steps for recipe in ("w4a4", "w8a8") for engine in ("cpu", "reference")}
+    for recipe, decibels in (("w4a4", 25.0), ("w8a8", 45.0)):
+        np.testing.assert_allclose(found[recipe, "cpu"], found[recipe, "reference"], atol=1e-6)
+        error = found[recipe, "cpu"] - plain
+        assert 10 * np.log10((plain**2).sum() / (error**2).sum()) > decibels
+
+
+def test_it_tells_what_runs(build):
+    linears = 4 * sum(module.weight.numel() for module in build().model.quantizable_linears().values())
+    plain = build().describe()
+    assert plain == {"family": "demo", "recipe": "float", "engine": "float32", "device": "cpu",
+                     "weight_bytes": linears, "float32_bytes": linears, "kept_tokens": 32, "total_tokens": 64}
+    small = build(model__recipe="w4a4", prune__rule="none").describe()
+    assert (small["recipe"], small["engine"], small["kept_tokens"]) == ("w4a4", "cpu", 64)
+    assert small["float32_bytes"] == linears
+    # Four bits of thirty-two, and one scale per output channel.
+    assert linears / 8 < small["weight_bytes"] < linears / 8 + linears / 32
+
+
+def test_actions_that_are_not_finite_hold_the_robot(build):
+    policy = build()
+    with torch.no_grad():
+        policy.model.head_fc2.bias[9] = torch.nan
+    with pytest.raises(InferenceError, match="the predicted action has 1 of 28 values that are not finite"):
+        policy.infer(observe(HAND))
+    with pytest.raises(InferenceError, match="grey picture"):
+        policy.warm_up()
+
+
+def test_warming_up_finds_a_model_that_answers_otherwise_than_it_says(build):
+    policy = build(model__recipe="w4a4")
+    policy.warm_up()
+    policy.model.predict_actions = lambda hidden: torch.zeros(1, 3, 7)
+    with pytest.raises(InferenceError, match=r"shape \(1, 3, 7\); its specification says \(1, 4, 7\)"):
+        policy.warm_up()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "empty"), ("  ", "empty"), ("pick up the green block", "'green'"), ("pick " * 60, "300 characters; 256")])
+def test_instructions_that_cannot_be_followed(build, text, words):
+    policy = build()
+    with pytest.raises(InputError, match=words):
+        policy.check_instruction(text)
+    with pytest.raises(InputError, match=words):
+        policy.infer(observe(text=text))
+    policy.check_instruction(TEXT)
+
+
+def test_observations_that_cannot_be_used(build):
+    policy, good = build(), observe(HAND)
+    for change, words in (({"images": good.images * 2}, "2 pictures and 1 footprints"),
+                          ({"footprints": ()}, "1 pictures and 0 footprints"),
+                          ({"images": (good.images[0].astype(np.float32),)}, "uint8 array")):
+        with pytest.raises(InputError, match=words):
+            policy.infer(dataclasses.replace(good, **change))
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("prune__layer", 3, "prune.layer is 3 and the decoder has 3 layers"),
+    ("model__device", "nonsense", "no torch device"), ("model__device", "meta", "allowed are cpu and cuda"),
+    ("model__device", "cuda:99", "torch sees")])
+def test_knobs_that_do_not_fit(build, name, value, words):
+    with pytest.raises(ConfigError, match=words):
+        build(**{name: value})
+
+
+def test_any_layer_goes_when_nothing_is_pruned(build):
+    assert build(prune__rule="none", prune__layer=200).infer(observe()).chunk.steps.shape == (4, 7)
+
+
+def test_checkpoints_that_do_not_fit(build, tiny_demo, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        build_policy(build_config({"model.checkpoint": str(tmp_path / "nowhere")}))
+    other = tiny_demo()
+    action = dataclasses.replace(other.action_spec, low=(0.0,) * 14, high=(1.0,) * 14, mask=(True,) * 14)
+    other = type(other)(dataclasses.replace(other.config, action=action))
+    with pytest.raises(CheckpointError, match="14 dimensions; 7 are needed: x, y, z"):
+        build(model=other)
+
+
+def test_a_resize_that_is_not_known_is_refused(build, tiny_demo, monkeypatch):
+    model = tiny_demo()
+    model.image_spec = dataclasses.replace(model.image_spec, strategy="letterbox")
+    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_model", lambda folder: model)
+    with pytest.raises(CheckpointError, match="resizes pictures by 'letterbox'; known are resize-naive"):
+        build()
+
+
+def test_threads_are_set_once(build):
+    build(model__threads=2)
+    assert torch.get_num_threads() == 2
