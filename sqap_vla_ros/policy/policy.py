@@ -21,10 +21,11 @@ from sqap_vla_ros.data import (
 )
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
 from sqap_vla_ros.geometry.footprint import token_mask
+from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.llama import PruneStep
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.models.vla import VlaModel
-from sqap_vla_ros.policy.preprocess import STRATEGIES, prepare_image, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import STRATEGIES, map_image, prepare_image, unnormalize_actions
 from sqap_vla_ros.policy.safety import check_finite
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
@@ -105,6 +106,10 @@ class Policy:
         :raises InputError: when it is empty, too long or has words the model does not know
         """
         self._read_instruction(text)
+
+    def image_map(self, width: int, height: int) -> ImageMap:
+        """Camera pixels to model pixels, for a camera picture of that size."""
+        return map_image(width, height, self.model.image_spec)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -14,6 +14,16 @@ from sqap_vla_ros.models.vla import ActionSpec, ImageSpec
 STRATEGIES = ("resize-naive",)
 
 
+def map_image(width: int, height: int, spec: ImageSpec) -> ImageMap:
+    """Where a camera pixel comes to lie in the model's picture.
+
+    :param width: of the camera's picture, px
+    :param height: of the camera's picture, px
+    :param spec: its size counts
+    """
+    return resize_map(width, height, spec.size)
+
+
 def prepare_image(rgb: np.ndarray, spec: ImageSpec) -> tuple[Tensor, ImageMap]:
     """Resize (bicubic, anti-aliased, rounded to whole numbers as PIL does), scale to 0..1 and normalise.
 
@@ -33,7 +43,7 @@ def prepare_image(rgb: np.ndarray, spec: ImageSpec) -> tuple[Tensor, ImageMap]:
     share = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32) / 255.0
     towers = [(share - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
               for mean, std in zip(spec.mean, spec.std, strict=True)]
-    return torch.cat(towers)[None], resize_map(width, height, spec.size)
+    return torch.cat(towers)[None], map_image(width, height, spec)
 
 
 def unnormalize_actions(actions: np.ndarray, spec: ActionSpec) -> np.ndarray:

@@ -87,6 +87,13 @@ def test_a_footprint_is_in_camera_pixels(build):
         assert tokens.kept[tokens.rules == TokenRule.ROBOT].tolist() == [2 * 8 + 3]
 
 
+def test_the_image_map_is_that_of_preprocessing(build):
+    policy = build()
+    for width, height in ((32, 32), (64, 48)):
+        _, used = prepare_image(np.zeros((height, width, 3), np.uint8), policy.model.image_spec)
+        np.testing.assert_array_equal(policy.image_map(width, height).matrix, used.matrix)
+
+
 def test_without_footprint_the_other_rules_fill_the_budget(build):
     (tokens,) = build().infer(observe(None)).tokens
     assert len(tokens.kept) == 32
