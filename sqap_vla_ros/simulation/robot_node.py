@@ -19,12 +19,12 @@ from control_msgs.action import GripperCommand
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
-from rclpy.action import ActionServer, GoalResponse
-from rclpy.action.server import ServerGoalHandle
+from rclpy.action.server import ActionServer, GoalResponse, ServerGoalHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import try_shutdown
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
@@ -51,8 +51,8 @@ class RobotNode(Node):
         for name, (default, description) in PARAMETERS.items():
             self._declare(name, default, description, read_only="." not in name)
         for entry in fields(Layout):
-            default = list(entry.default) if isinstance(entry.default, tuple) else entry.default
-            self._declare(f"layout.{entry.name}", default, "Scene layout; holds from the next scene on.")
+            value = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+            self._declare(f"layout.{entry.name}", value, "Scene layout; holds from the next scene on.")
         self._simulated = bool(self._value("publish_clock"))
         self._wait_s, self._factor = self._value("wait_for_command_s"), self._value("real_time_factor")
         check_time(simulated=self._simulated, wait_s=self._wait_s, factor=self._factor)
@@ -283,7 +283,7 @@ def main(args: list[str] | None = None) -> int:
         node = RobotNode()
     except SqapError as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+        try_shutdown()
         return 1
     executor = SingleThreadedExecutor()
     try:
@@ -291,7 +291,7 @@ def main(args: list[str] | None = None) -> int:
     finally:
         executor.shutdown()
         node.close()
-        rclpy.try_shutdown()
+        try_shutdown()
     return 0
 
 

@@ -24,6 +24,8 @@ TICK_NS = round(TICK_S * 1e9)
 TICKS_PER_STEP = round(CONTROL_PERIOD_S / TICK_S)
 BASE_FRAMES = ("panda_link0", "world")
 TOOL_FRAMES = ("tool0", "panda_hand")
+COUNTERS = ("commands", "gripper_goals", "waits_timed_out", "refused_frame", "refused_stale", "refused_future",
+            "refused_non_finite", "refused_gripper")
 _REACHED_M = 0.003
 _STILL_M_S = 0.002
 
@@ -41,6 +43,7 @@ class Session:
         self.counts: Counter[str] = Counter()
         self.task: Task | None = None
         self.scene_number, self.steps, self.success = 0, 0, False
+        self.scene_start_ns = now_ns
         self._tabletop = build_tabletop(layout)
         self._scout = build_tabletop(layout)  # tells what a seed holds before the scene at hand is given up
         self.scene = self._tabletop.scene
@@ -80,6 +83,7 @@ class Session:
         self.scene, self.task = self._tabletop.scene, task
         self.scene_number, self.steps, self.success = self.scene_number + 1, 0, False
         self.now_ns += SCENE_JUMP_NS
+        self.scene_start_ns = self.now_ns
         self._clear_command()
         return self.scene
 
@@ -157,14 +161,13 @@ class Session:
     def outcome(self) -> dict[str, str]:
         """Scene, task, how it stands and what was refused, as ``~/outcome`` carries it."""
         task = self.task
-        values = {"scene": self.scene_number, "seed": self.scene.seed, "colors": " ".join(self.scene.colors),
-                  "task": task.kind if task else "", "color": task.color if task else "",
-                  "instruction": task.instruction if task else "", "steps": self.steps,
-                  "success": str(self.success).lower(), "finished": str(self.finished).lower()}
-        counters = ("commands", "gripper_goals", "waits_timed_out", "refused_frame", "refused_stale",
-                    "refused_future", "refused_non_finite", "refused_gripper")
-        return {name: str(value) for name, value in values.items()} | {name: str(self.counts[name])
-                                                                       for name in counters}
+        values: dict[str, str | int] = {
+            "scene": self.scene_number, "start_ns": self.scene_start_ns, "seed": self.scene.seed,
+            "colors": " ".join(self.scene.colors), "task": task.kind if task else "",
+            "color": task.color if task else "", "instruction": task.instruction if task else "",
+            "steps": self.steps, "success": str(self.success).lower(), "finished": str(self.finished).lower()}
+        values |= {name: self.counts[name] for name in COUNTERS}
+        return {name: str(value) for name, value in values.items()}
 
     def _clear_command(self) -> None:
         self.command_stamp_ns = self.now_ns - SCENE_JUMP_NS

@@ -1,0 +1,58 @@
+"""The demo in one picture: success per task with its interval, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sqap_vla_ros.evaluation.statistics import TOTAL, wilson_interval
+
+_COLORS = ("#5b7fa6", "#e08a3c", "#6aa56f", "#a06ab4")
+
+
+def draw_chart(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw a PNG.
+
+    :param rows: by label, as :func:`~sqap_vla_ros.evaluation.summary.summarize_run` gives them
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    width = 0.8 / max(len(rows), 1)
+    for index, row in enumerate(rows.values()):
+        style = {"color": _COLORS[index % len(_COLORS)], "width": width, "label": row["method"]}
+        offset = (index - (len(rows) - 1) / 2) * width
+        _draw_success(left, row, offset, style)
+        _draw_latency(right, row["latency_ms"], offset, style)
+    left.set(ylim=(0, 1.05), ylabel="success (bars: 95 % interval)", title="Closed loop on the same scenes")
+    right.set(ylabel="ms (bar p50, whisker p95)", title="Time of one inference")
+    for axes in (left, right):
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_success(axes: Axes, row: Mapping[str, Any], offset: float, style: dict[str, Any]) -> None:
+    counts = {**row["tasks"], "all": {"successes": row["successes"], "episodes": row["episodes"]}}
+    shares = [entry["successes"] / max(entry["episodes"], 1) for entry in counts.values()]
+    bounds = [wilson_interval(entry["successes"], entry["episodes"]) for entry in counts.values()]
+    whiskers = [[share - low for share, (low, _) in zip(shares, bounds, strict=True)],
+                [high - share for share, (_, high) in zip(shares, bounds, strict=True)]]
+    axes.bar([place + offset for place in range(len(counts))], shares, yerr=whiskers, capsize=3, **style)
+    axes.set_xticks(range(len(counts)), list(counts))
+
+
+def _draw_latency(axes: Axes, stages: Mapping[str, Mapping[str, float]], offset: float, style: dict[str, Any]) -> None:
+    names = [*(name for name in stages if name != TOTAL), *(name for name in stages if name == TOTAL)]
+    middle = [stages[name]["p50"] for name in names]
+    above = [max(stages[name]["p95"] - stages[name]["p50"], 0.0) for name in names]
+    axes.bar([place + offset for place in range(len(names))], middle, yerr=[[0.0] * len(names), above], capsize=3,
+             **style)
+    axes.set_xticks(range(len(names)), names)
