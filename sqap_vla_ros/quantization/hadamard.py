@@ -84,6 +84,9 @@ class HadamardRotation(nn.Module):
     :raises ConfigError: when the size, or the block, has no construction, or the block does not divide the size
     """
 
+    left: Tensor | None
+    right: Tensor
+
     def __init__(self, size: int, seed: int, *, block: int | None = None, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -171,7 +174,7 @@ def _williamson_172() -> Tensor:
     blocks = []
     for signs in _WILLIAMSON_SIGNS_43:
         row = torch.ones(43, dtype=torch.int8)
-        for leader, sign in zip(_COSET_LEADERS_43, signs):
+        for leader, sign in zip(_COSET_LEADERS_43, signs, strict=True):
             row[[leader * element % 43 for element in _COSET_GROUP_43]] = sign
         blocks.append(row[(index[None, :] - index[:, None]) % 43])
     a, b, c, d = blocks

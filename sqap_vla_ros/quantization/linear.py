@@ -27,6 +27,11 @@ class QuantLinear(nn.Module):
     :param engine: what multiplies
     """
 
+    weight_packed: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    prepared: Tensor
+
     def __init__(self, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None, *, columns: int,
                  weight_bits: int, act_bits: int, act_clip_ratio: float, engine: Engine) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ what stays float and why.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -62,7 +62,7 @@ class Recipe:
 
     weight_bits: int
     act_bits: int
-    rotation: RotationPlan | None = RotationPlan()
+    rotation: RotationPlan | None = field(default_factory=RotationPlan)
     seed: int = 0
     smallest_clip_ratio: float = 0.5
     clip_steps: int = 26
@@ -162,7 +162,8 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu") -> Qua
         for attention in sites.attentions:
             attention.qk_online = nn.Sequential(attention.qk_online, RoundedQueries(recipe.qk_bits))
     return QuantizationReport(
-        replaced={name: f"W{new.weight_bits}A{new.act_bits}" for name, new in zip(linears, quantized.values())},
+        replaced={name: f"W{quantized[linear].weight_bits}A{quantized[linear].act_bits}"
+                  for name, linear in linears.items()},
         float_reasons=dict(model.float_reasons()),
         weight_bytes=sum(new.stored_bytes for new in quantized.values()),
         prepared_bytes=sum(new.prepared_bytes for new in quantized.values()),
@@ -171,14 +172,12 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu") -> Qua
 
 def _share_rounding_(model: Quantizable, sites: RotationSites, quantized: dict[nn.Module, QuantLinear]) -> None:
     # A norm without gain rounds its output once for all its readers, when they all round alike.
-    names = {module: name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in model.named_modules()}
     for reader in sites.readers:
-        new = [quantized.get(linear) for linear in reader.linears]
-        if None in new or len({(linear.act_bits, linear.act_clip_ratio) for linear in new}) > 1:
-            continue
-        if bool((reader.norm.weight == 1).all()):
-            model.set_submodule(names[reader.norm], QuantRMSNorm(reader.norm.eps, new[0].act_bits,
-                                                                 new[0].act_clip_ratio))
+        new = [quantized[linear] for linear in reader.linears if linear in quantized]
+        ways = {(linear.act_bits, linear.act_clip_ratio) for linear in new}
+        if len(new) == len(reader.linears) and len(ways) == 1 and torch.all(reader.norm.weight == 1):
+            model.set_submodule(names[id(reader.norm)], QuantRMSNorm(reader.norm.eps, *ways.pop()))
 
 
 def _check(recipe: Recipe, linears: dict[str, nn.Linear]) -> None:

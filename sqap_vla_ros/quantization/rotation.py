@@ -7,12 +7,36 @@ both are the same transform applied along another dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
+
+
+class GainNorm(Protocol):
+    """An RMSNorm: no bias."""
+
+    weight: nn.Parameter
+    eps: float
+
+
+class AttentionSite(Protocol):
+    """An attention; ``qk_online`` is applied to each head of Q and K behind the rotary embedding."""
+
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    head_dim: int
+    qk_online: nn.Module
+
+
+class MlpSite(Protocol):
+    """An MLP; ``down_online`` is applied to the input of ``down_proj``."""
+
+    down_proj: nn.Linear
+    down_online: nn.Module
 
 
 @dataclass(frozen=True)
@@ -23,7 +47,7 @@ class Reader:
     :param linears: what reads its output
     """
 
-    norm: nn.Module
+    norm: GainNorm
     linears: tuple[nn.Linear, ...]
 
 
@@ -35,16 +59,16 @@ class RotationSites:
     :param embeddings: parameters (..., stream_size) that are copied into the stream
     :param writers: linears whose output goes into the stream
     :param readers: linears that read it, by norm; the final norm and the head's first linear included
-    :param attentions: modules with v_proj, o_proj, num_heads, num_kv_heads, head_dim and the online site ``qk_online``
-    :param mlps: modules with down_proj and the online site ``down_online``
+    :param attentions: of all layers, in order
+    :param mlps: of all layers, in order
     """
 
     stream_size: int
     embeddings: tuple[nn.Parameter, ...]
     writers: tuple[nn.Linear, ...]
     readers: tuple[Reader, ...]
-    attentions: tuple[nn.Module, ...]
-    mlps: tuple[nn.Module, ...]
+    attentions: tuple[AttentionSite, ...]
+    mlps: tuple[MlpSite, ...]
 
 
 @dataclass(frozen=True)
@@ -84,31 +108,25 @@ def rotate_(sites: RotationSites, seed: int, plan: RotationPlan = RotationPlan()
         model is rotated already; nothing has been changed then
     """
     _check_sites(sites)
-    device = sites.writers[0].weight.device
     # All are built before the first weight changes, so that a size without construction leaves the model whole.
-    stream = HadamardRotation(sites.stream_size, _site_seed(seed, 0, 0), block=plan.stream_block,
-                              dtype=torch.float64, device=device)
-    heads = [HadamardRotation(attention.head_dim, _site_seed(seed, 1, index), block=plan.head_block,
-                              dtype=torch.float64, device=device) for index, attention in enumerate(sites.attentions)]
-    queries_keys = [HadamardRotation(attention.head_dim, _site_seed(seed, 2, index), block=plan.head_block,
-                                     dtype=attention.o_proj.weight.dtype, device=device)
-                    for index, attention in enumerate(sites.attentions)]
-    downs = [HadamardRotation(mlp.down_proj.in_features, _site_seed(seed, 3, index), block=plan.down_block,
-                              dtype=torch.float64, device=device) for index, mlp in enumerate(sites.mlps)]
+    stream = _build(sites.stream_size, (seed, 0, 0), plan.stream_block, sites.writers[0]) if plan.stream else None
+    heads = [(attention, _build(attention.head_dim, (seed, 1, index), plan.head_block, attention.o_proj))
+             for index, attention in enumerate(sites.attentions) if plan.heads]
+    queries_keys = [(attention, _build(attention.head_dim, (seed, 2, index), plan.head_block, attention.o_proj))
+                    for index, attention in enumerate(sites.attentions) if plan.queries_keys]
+    downs = [(mlp, _build(mlp.down_proj.in_features, (seed, 3, index), plan.down_block, mlp.down_proj))
+             for index, mlp in enumerate(sites.mlps) if plan.down]
     fold_norms_(sites)
-    if plan.stream:
+    if stream is not None:
         _rotate_stream_(sites, stream)
-    if plan.heads:
-        for attention, rotation in zip(sites.attentions, heads):
-            _rotate_output_(attention.v_proj, rotation)
-            _rotate_input_(attention.o_proj, rotation)
-    if plan.down:
-        for mlp, rotation in zip(sites.mlps, downs):
-            _rotate_input_(mlp.down_proj, rotation)
-            mlp.down_online = rotation.to(mlp.down_proj.weight.dtype)
-    if plan.queries_keys:
-        for attention, rotation in zip(sites.attentions, queries_keys):
-            attention.qk_online = rotation
+    for attention, rotation in heads:
+        _rotate_output_(attention.v_proj, rotation)
+        _rotate_input_(attention.o_proj, rotation)
+    for mlp, rotation in downs:
+        _rotate_input_(mlp.down_proj, rotation)
+        mlp.down_online = rotation.to(mlp.down_proj.weight.dtype)
+    for attention, rotation in queries_keys:
+        attention.qk_online = rotation.to(attention.o_proj.weight.dtype)
 
 
 @torch.no_grad()
@@ -147,8 +165,11 @@ def _rotate_last(weight: Tensor, rotation: HadamardRotation) -> Tensor:
     return rotation(wide.reshape(*wide.shape[:-1], -1, rotation.size)).reshape(wide.shape)
 
 
-def _site_seed(seed: int, kind: int, index: int) -> int:
-    return (seed * 4 + kind) * 4096 + index
+def _build(size: int, seeds: tuple[int, int, int], block: int | None, near: nn.Linear) -> HadamardRotation:
+    # Every site has its own signs: model seed, kind of site, layer.
+    seed, kind, index = seeds
+    return HadamardRotation(size, (seed * 4 + kind) * 4096 + index, block=block, dtype=torch.float64,
+                            device=near.weight.device)
 
 
 def _check_sites(sites: RotationSites) -> None:
@@ -158,9 +179,8 @@ def _check_sites(sites: RotationSites) -> None:
             raise ConfigError("a weight is used at two places of the residual stream, such as an embedding tied to "
                               "the output head; untie it before rotating")
     for reader in sites.readers:
-        if getattr(reader.norm, "bias", None) is not None or getattr(reader.norm, "weight", None) is None:
-            raise ConfigError(f"{type(reader.norm).__name__} is no RMSNorm with a gain; a rotation commutes with "
-                              "RMSNorm only")
-    for site in [mlp.down_online for mlp in sites.mlps] + [attention.qk_online for attention in sites.attentions]:
-        if not isinstance(site, nn.Identity):
-            raise ConfigError("the model is rotated already; load its checkpoint again to rotate it anew")
+        if getattr(reader.norm, "bias", None) is not None:
+            raise ConfigError(f"{type(reader.norm).__name__} is no RMSNorm; a rotation commutes with RMSNorm only")
+    online = [mlp.down_online for mlp in sites.mlps] + [attention.qk_online for attention in sites.attentions]
+    if not all(isinstance(site, nn.Identity) for site in online):
+        raise ConfigError("the model is rotated already; load its checkpoint again to rotate it anew")
