@@ -107,6 +107,11 @@ class Policy:
         """
         self._read_instruction(text)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the model's square picture, px."""
+        return self.model.image_spec.size
+
     def image_map(self, width: int, height: int) -> ImageMap:
         """Camera pixels to model pixels, for a camera picture of that size."""
         return map_image(width, height, self.model.image_spec)
