@@ -6,7 +6,8 @@ It sees nothing but topics and services, so it works with any two nodes that kee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Operator:
 
     :param robot: name of the simulated robot's node
     :param policy: name of the policy's node
-    :param check: called while waiting; raises when waiting has become pointless
+    :param check: called while waiting; raises when waiting has become pointless; see also :meth:`watching`
     :param watch: whether the overlay is wanted, which the policy draws only for subscribers
     """
 
@@ -80,6 +81,21 @@ class Operator:
         """
         self._outcome = {}
         self._wait(lambda: bool(self._outcome), START_TIMEOUT_S, f"{self._robot} did not come up")
+
+    @contextmanager
+    def watching(self, *checks: Callable[[], None]) -> Iterator[None]:
+        """Call other checks while waiting, for as long as the context lasts."""
+        before = self._check
+
+        def check_all() -> None:
+            for check in checks:
+                check()
+
+        self._check = check_all
+        try:
+            yield
+        finally:
+            self._check = before
 
     def start_policy(self) -> None:
         """Configure and activate the policy's node and wait until it says what it runs.

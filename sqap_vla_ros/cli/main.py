@@ -1,0 +1,74 @@
+"""`sqap VERB`: one thin module per verb, imported only when it is asked for.
+
+Results are files, and one line of JSON as the last line of stdout; prose and progress go to stderr. Exit codes:
+0 done, 1 fell short or failed, 2 wrong use, 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sqap_vla_ros.errors import SqapError
+
+INTERRUPTED = 130
+# Verb to its module below sqap_vla_ros.cli and what it does.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
+    "train-demo": ("train_demo", "train the demo policy from nothing"),
+    "info": ("info", "tell what this installation can run, and its versions"),
+}
+_EPILOG = """Results are files and one line of JSON, the last on stdout; progress and prose go to stderr.
+Exit codes: 0 done, 1 fell short or failed, 2 wrong use, 130 ended by Ctrl-C.
+
+  sqap demo --help      flags and examples of a verb
+"""
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The parser with every verb's name and one verb's flags.
+
+    :param verb: the verb asked for, whose module is imported; None or an unknown one imports nothing
+    """
+    parser = argparse.ArgumentParser(
+        prog="sqap", description="Quantized, token-pruned vision-language-action models on ROS 2.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module, purpose) in VERBS.items():
+        child = verbs.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == verb:
+            implementation = _import_verb(module)
+            implementation.add_arguments(child)
+            child.set_defaults(run=implementation.run)
+    return parser
+
+
+def _import_verb(module: str) -> Any:
+    try:
+        return importlib.import_module(f"sqap_vla_ros.cli.{module}")
+    except ModuleNotFoundError as error:
+        raise SqapError(f"the Python module '{error.name}' is not installed; source your ROS 2 installation, or run "
+                        "`make` in the repository, which installs everything into .venv") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verb = next((word for word in words if not word.startswith("-")), None)
+    try:
+        args = build_parser(verb).parse_args(words)
+        return int(args.run(args))
+    except SqapError as error:
+        print(f"sqap {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"sqap {verb}: ended by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Node processes of a verb: started with a parameter file and a log, watched, and ended politely."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sqap_vla_ros.errors import SqapError
+
+# Domains above 101 collide with Linux's ephemeral ports.
+DOMAINS = range(1, 102)
+_TAIL_LINES = 12
+_PATIENCE_S = 10.0
+
+
+def isolate_ros(log_folder: Path) -> None:
+    """Put this process and its children on a ROS domain of their own on this machine, with their logs in one folder."""
+    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().choice(DOMAINS))
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["ROS_LOG_DIR"] = str(log_folder.resolve())
+
+
+class NodeProcess:
+    """One node in a process of its own.
+
+    :param name: of the node; parameters and log are named after it
+    :param module: what ``python -m`` runs
+    :param parameters: by dotted name
+    :param folder: where parameter file and log go
+    :param label: tells runs of the same node apart
+    """
+
+    def __init__(self, name: str, module: str, parameters: Mapping[str, Any], folder: Path, label: str = "") -> None:
+        self._name = name
+        stem = f"{name}-{label}" if label else name
+        self._log = folder / f"{stem}.log"
+        file = folder / f"{stem}.yaml"
+        file.write_text(yaml.safe_dump({name: {"ros__parameters": dict(parameters)}}, sort_keys=False),
+                        encoding="utf-8")
+        with self._log.open("wb") as log:
+            # A session of its own: Ctrl-C reaches this process only, which then ends the nodes in order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", module, "--ros-args", "--params-file", str(file)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def check(self) -> None:
+        """Raise when the process has ended.
+
+        :raises SqapError: with the end of its log
+        """
+        code = self._process.poll()
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise SqapError(f"{self._name} {how}. {self.tell_log()}")
+
+    def tell_log(self) -> str:
+        """Where the log is, and its last lines."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        return f"The end of {self._log}:\n" + "\n".join(f"    {line}" for line in lines or ["(empty)"])
+
+    def stop(self) -> None:
+        """Ask to end, and insist if that is not heard."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                return
+            self._process.send_signal(number)
+            try:
+                self._process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                continue
