@@ -1,7 +1,8 @@
 """Which tokens stay: the few with the highest attention, then the robot, then the farthest points until K are kept.
 
 Quantization shuffles tokens of middling attention and leaves the very top in order, so attention chooses only a few;
-the two other rules read geometry, which quantization cannot touch. All ties go to the lower index.
+the two other rules read geometry, which quantization cannot touch. On a grid many points are equally far: there
+attention decides again, and where it ties too the lower index.
 """
 
 from __future__ import annotations
@@ -69,44 +70,52 @@ def select_tokens(scores: Tensor, robot_mask: Tensor | None, distances: PatchDis
     :param kept_count: K, 1 to N
     :param attention_count: how many of them attention chooses, 0 to K
     """
-    by_attention = scores.sort(descending=True, stable=True).indices[:attention_count]
+    ranking = scores.sort(descending=True, stable=True).indices
+    count = len(ranking)
+    preference = torch.empty_like(distances.to_nothing)
+    preference[ranking] = torch.arange(count - 1, -1, -1, dtype=preference.dtype, device=scores.device) / count
+    by_attention = ranking[:attention_count]
     if robot_mask is None:
         robot_mask = torch.zeros_like(scores, dtype=torch.bool)
     fill = fill_on_host if scores.device.type == "cpu" else fill_in_fixed_shape
-    by_geometry = fill(by_attention, robot_mask, distances, kept_count - attention_count)
+    by_geometry = fill(by_attention, robot_mask, preference, distances, kept_count - attention_count)
     rules = torch.where(robot_mask, int(TokenRule.ROBOT), int(TokenRule.COVERAGE)).to(torch.int8)
     rules[by_attention] = int(TokenRule.ATTENTION)
     kept = torch.cat((by_attention, by_geometry)).sort().values
     return Selection(kept, rules[kept])
 
 
-def fill_on_host(seeds: Tensor, robot_mask: Tensor, distances: PatchDistances, count: int) -> Tensor:
+def fill_on_host(seeds: Tensor, robot_mask: Tensor, preference: Tensor, distances: PatchDistances,
+                 count: int) -> Tensor:
     """Choose robot tokens, then farthest points, one by one in NumPy, whose calls cost least.
 
     The farthest point is the token whose nearest kept token is farthest (Gonzalez, Theor. Comput. Sci. 38, 1985).
 
     :param seeds: (A,) int64, tokens already kept
     :param robot_mask: (N,) bool
+    :param preference: (N,) float32 from 0 to below 1, decides between equally far points
     :param distances: of the token grid
     :param count: how many to choose, at most N - A
     :return: (count,) int64, in the order chosen
     """
-    table = distances.squared.numpy()
+    table = (distances.squared + preference).numpy()
     priority = _robot_priority(seeds, robot_mask, distances).numpy()
     robots = np.argsort(-priority, kind="stable")[:min(count, np.count_nonzero(priority))]
     kept = np.concatenate((seeds.numpy(), robots))
-    nearest = table[kept].min(axis=0) if len(kept) else distances.to_nothing.numpy().copy()
+    nearest = table[kept].min(axis=0) if len(kept) else (distances.to_nothing + preference).numpy()
     farthest = np.empty(count - len(robots), dtype=np.int64)
     for index in range(len(farthest)):
+        # A kept token is at 0 plus less than 1, any other at 1 or more: nothing is picked twice.
         farthest[index] = pick = nearest.argmax()
         np.minimum(nearest, table[pick], out=nearest)
     return torch.from_numpy(np.concatenate((robots, farthest)))
 
 
-def fill_in_fixed_shape(seeds: Tensor, robot_mask: Tensor, distances: PatchDistances, count: int) -> Tensor:
+def fill_in_fixed_shape(seeds: Tensor, robot_mask: Tensor, preference: Tensor, distances: PatchDistances,
+                        count: int) -> Tensor:
     """Make the choice of :func:`fill_on_host` with shapes that do not depend on the data, as a CUDA graph needs."""
-    table = distances.squared
-    nearest = torch.cat((table[seeds], distances.to_nothing[None])).amin(0)
+    table = distances.squared + preference
+    nearest = torch.cat((table[seeds], (distances.to_nothing + preference)[None])).amin(0)
     priority = _robot_priority(seeds, robot_mask, distances)
     order = [seeds[:0]]
     for _ in range(count):
@@ -121,5 +130,5 @@ def _robot_priority(seeds: Tensor, robot_mask: Tensor, distances: PatchDistances
     # (N,): 0 for what is no robot or kept already, else above every distance and highest at the footprint's centroid.
     # Sums of squared distances to all robot tokens are ordered as distances to their centroid, and are whole numbers.
     spread = distances.squared @ robot_mask.to(distances.squared.dtype)
-    priority = torch.where(robot_mask, distances.to_nothing.max() + 1.0 + spread.max() - spread, 0.0)
+    priority = torch.where(robot_mask, distances.to_nothing.max() + 2.0 + spread.max() - spread, 0.0)
     return priority.index_fill(0, seeds, 0.0)
