@@ -63,7 +63,7 @@ def _token_corners(grid: tuple[int, int], image_map: ImageMap, model_size: int) 
 def _darken_pruned(canvas: np.ndarray, cells: np.ndarray, tokens: TokenUse) -> None:
     seen = np.zeros(canvas.shape[:2], dtype=np.uint8)
     for cell in cells[tokens.kept]:
-        cv2.fillPoly(seen, [_fixed_point(cell)], 255, shift=_SUBPIXEL_BITS)
+        cv2.fillPoly(seen, [_fixed_point(cell)], (255,), shift=_SUBPIXEL_BITS)
     dark = (canvas * PRUNED_BRIGHTNESS).astype(np.uint8)
     np.copyto(canvas, dark, where=(seen == 0)[..., None])
 
@@ -79,7 +79,7 @@ def _outline_kept(canvas: np.ndarray, cells: np.ndarray, tokens: TokenUse) -> No
 
 
 def _draw_rings(canvas: np.ndarray, footprint: RobotFootprint, scale: float) -> None:
-    for center, radius in zip(footprint.centers_px, footprint.radii_px):
+    for center, radius in zip(footprint.centers_px, footprint.radii_px, strict=True):
         if radius <= 0.0 or not np.isfinite(center).all():
             continue
         middle = _fixed_point((center + 0.5) * scale - 0.5)

@@ -19,8 +19,6 @@ COLOR_ENCODINGS |= {"mono8": ("mono", 8), "mono16": ("mono", 16)}
 _TYPE_PATTERN = re.compile(r"(8U|8S|16U|16S|32S|32F|64F)C([1-9][0-9]?)?")
 _DTYPES = {"8U": "uint8", "8S": "int8", "16U": "uint16", "16S": "int16", "32S": "int32", "32F": "float32",
            "64F": "float64"}
-# OpenCV's fixed-point weights of R, G and B in grey, of 2**14.
-_GREY_WEIGHTS = np.array([4899, 9617, 1868], dtype=np.int64)
 
 
 class CvBridgeError(TypeError):
@@ -57,7 +55,7 @@ class CvBridge:
         if height and len(img_msg.data) < step * (height - 1) + row:
             raise CvBridgeError(f"{len(img_msg.data)} bytes are too few for {height} rows of {step}")
         strides = (step, channels * dtype.itemsize, dtype.itemsize)
-        padded = np.ndarray((height, width, channels), dtype, buffer=memoryview(img_msg.data), strides=strides)
+        padded: np.ndarray = np.ndarray((height, width, channels), dtype, memoryview(img_msg.data), 0, strides)
         array = padded.astype(dtype_name)
         return convert_color(array[..., 0] if channels == 1 else array, img_msg.encoding, desired_encoding)
 
@@ -144,5 +142,6 @@ def convert_color(array: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def _grey(planes: dict[str, np.ndarray]) -> np.ndarray:
-    weighted = sum(planes[letter].astype(np.int64) * weight for letter, weight in zip("rgb", _GREY_WEIGHTS))
-    return ((weighted + 2**13) >> 14).astype(planes["r"].dtype)
+    red, green, blue = (planes[letter].astype(np.int64) for letter in "rgb")
+    # OpenCV's fixed-point weights, of 2**14.
+    return ((4899 * red + 9617 * green + 1868 * blue + 2**13) >> 14).astype(planes["r"].dtype)

@@ -288,7 +288,7 @@ def _interpolate(first: Pose, second: Pose, ratio: float) -> Pose:
     if angle < 1e-9:
         return position, first[1]
     weight, other = math.sin((1 - ratio) * angle), math.copysign(math.sin(ratio * angle), cosine)
-    x, y, z, w = (weight * p + other * q for p, q in zip(first[1], second[1]))
+    x, y, z, w = (weight * p + other * q for p, q in zip(first[1], second[1], strict=True))
     norm = math.sqrt(x * x + y * y + z * z + w * w)
     return position, (x / norm, y / norm, z / norm, w / norm)
 

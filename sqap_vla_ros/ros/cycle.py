@@ -1,0 +1,200 @@
+"""The control cycle without ROS: which picture starts an inference, which step is commanded, why the robot holds.
+
+A chunk belongs to a generation. A new instruction, a jump of the clock and a halt each begin another one, and what an
+older generation still computes is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
+from sqap_vla_ros.data import ActionChunk, Inference, Observation
+from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.geometry.image_map import ImageMap
+from sqap_vla_ros.policy.chunk import step_at, step_velocity
+from sqap_vla_ros.policy.safety import age_s, check_fresh, limit_gripper, limit_step
+from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.pacing import Pacing, is_due
+
+NO_INSTRUCTION = f"there is no instruction on {interface.INSTRUCTION.name} yet"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The newest image.
+
+    :param message: as it came; decoded only when an inference is due
+    :param stamp_ns: its stamp
+    :param arrived_ns: when it came, on a steady wall clock
+    """
+
+    message: Any
+    stamp_ns: int
+    arrived_ns: int
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the robot shall do now.
+
+    :param velocity: (6,) m/s and rad/s
+    :param opening: gripper, 0 closed to 1 open
+    :param clamped: whether a limit changed it, told once per step of a chunk
+    """
+
+    velocity: np.ndarray
+    opening: float
+    clamped: bool
+
+
+class PolicyLike(Protocol):
+    """What the node needs of :class:`~sqap_vla_ros.policy.policy.Policy`."""
+
+    def infer(self, observation: Observation) -> Inference:
+        """Look once, decide the next steps."""
+
+    def check_instruction(self, text: str) -> None:
+        """Raise InputError for an instruction that cannot be followed."""
+
+    def warm_up(self) -> None:
+        """Make the first inference as fast as the others."""
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What runs."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's picture, px."""
+
+    def image_map(self, width: int, height: int) -> ImageMap:
+        """Camera pixels to model pixels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One inference to make."""
+
+    observation: Observation
+    frame_id: str
+    generation: int
+
+
+class Cycle:
+    """Instruction, newest picture and chunk in force; every method takes the time."""
+
+    def __init__(self) -> None:
+        self.instruction = ""
+        self.generation = 0
+        self._why_no_instruction = NO_INSTRUCTION
+        self._pacing = Pacing()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all that has a stamp."""
+        self.generation += 1
+        self.picture: Picture | None = None
+        self.chunk: ActionChunk | None = None
+        self._in_work_ns: int | None = None
+        self._clamped_at: tuple[int, int] | None = None
+        self._problem = ""
+        self._pacing.reset()
+
+    def set_instruction(self, text: str, why_none: str = "") -> None:
+        """Another instruction is in force; the chunk of the one before is void.
+
+        :param text: the instruction, or empty to hold
+        :param why_none: why there is none, when ``text`` is empty
+        """
+        self.instruction, self._why_no_instruction = text, why_none
+        self.chunk = None
+        self.generation += 1
+
+    def take_picture(self, picture: Picture) -> None:
+        """A picture came; it replaces one that no inference has begun on."""
+        self.picture = picture
+        self._pacing.note_picture(picture.stamp_ns)
+
+    def due_picture(self, now_ns: int, control: ControlKnobs, safety: SafetyKnobs) -> Picture | None:
+        """The picture that shall start an inference now, or None.
+
+        :raises InputError: when it is too old or from the future; it is dropped
+        """
+        picture = self.picture
+        if picture is None or not self.instruction or not is_due(self.chunk, picture.stamp_ns, now_ns,
+                                                                 control.execute_steps):
+            return None
+        try:
+            check_fresh("the image", picture.stamp_ns, now_ns, max_age_s=safety.max_image_age_s,
+                        max_future_s=safety.max_future_s)
+        except InputError as error:
+            self.refuse_picture(error)
+            raise
+        return picture
+
+    def refuse_picture(self, error: InputError) -> None:
+        """The picture cannot be used."""
+        self.picture, self._problem = None, str(error)
+
+    def begin(self) -> None:
+        """The picture has gone to the policy."""
+        assert self.picture is not None
+        self._in_work_ns, self.picture, self._problem = self.picture.stamp_ns, None, ""
+
+    def end(self, generation: int, chunk: ActionChunk | None) -> bool:
+        """The policy has answered.
+
+        :param generation: in which the inference began
+        :param chunk: the actions; None when it failed, and the robot holds
+        :return: whether the answer counts
+        """
+        self._in_work_ns = None
+        if generation != self.generation:
+            return False
+        self.chunk = chunk
+        return True
+
+    def command(self, now_ns: int, safety: SafetyKnobs) -> Command | None:
+        """What to command now; None to hold.
+
+        :raises InferenceError: when the step is not finite; the chunk is void
+        """
+        chunk, self.chunk = self.chunk, None
+        index = None if chunk is None else step_at(chunk, now_ns)
+        if chunk is None or index is None:
+            self.chunk = chunk
+            return None
+        velocity, slowed = limit_step(step_velocity(chunk, index), max_linear_m_s=safety.max_linear_m_s,
+                                      max_angular_rad_s=safety.max_angular_rad_s)
+        opening, moved = limit_gripper(chunk.steps[index, 6])
+        self.chunk = chunk
+        first = self._clamped_at != (chunk.stamp_ns, index)
+        if slowed or moved:
+            self._clamped_at = (chunk.stamp_ns, index)
+        return Command(velocity, opening, clamped=(slowed or moved) and first)
+
+    def must_wait(self, now_ns: int, wall_ns: int, execute_steps: int) -> bool:
+        """Whether simulated time stands still for an answer that is being made; see :mod:`.pacing`."""
+        if not self.instruction or not is_due(self.chunk, now_ns, now_ns, execute_steps):
+            return False
+        waiting_ns = self.picture.stamp_ns if self.picture is not None else self._in_work_ns
+        return self._pacing.answer_expected(now_ns, wall_ns, waiting_ns)
+
+    def why_hold(self, now_ns: int, safety: SafetyKnobs) -> tuple[str, str]:
+        """Kind and sentence of why the robot holds; a kind only where the hold itself is counted, when it begins."""
+        newest_ns = self._pacing.newest_ns
+        if now_ns == 0:
+            return "clock", f"no time has come on {interface.CLOCK.name} yet, and use_sim_time is true"
+        if not self.instruction:
+            return "", self._why_no_instruction
+        if self.chunk is not None and step_at(self.chunk, now_ns) is not None:
+            return "", ""
+        if newest_ns is None:
+            return "no_image", f"no image has arrived on {interface.IMAGE.name}"
+        age = age_s(newest_ns, now_ns)
+        if age > safety.max_image_age_s:
+            return "stale_image", f"the newest image is {age:.1f} s old; is the camera running?"
+        return "", self._problem or "the next actions are not ready"
