@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
@@ -114,12 +115,20 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _build(path: Path, values: dict[str, Any]) -> nn.Module:
     family = FAMILIES[values["family"]]
     try:
-        with torch.device("meta"):  # sizes only: nothing is allocated or drawn at random
+        with _NoDraws(), torch.device("meta"):
             return family.build(family.read_config(values))
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': {error}") from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' describes a model that cannot be built: {error}") from error
+
+
+class _NoDraws(TorchFunctionMode):
+    # Weights come from the file. On the meta device even to draw none imports torch's compiler, which takes seconds.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _read_tensors(path: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:

@@ -71,6 +71,23 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_demo, folder, monkey
     assert torch.equal(load_model(folder).head_fc1.weight, tiny_demo().head_fc1.weight)
 
 
+def test_a_file_appears_by_renaming(tiny_demo, folder, monkeypatch):
+    def fail(draft, path):
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(registry.os, "replace", fail)
+    with pytest.raises(CheckpointError, match="Read-only"):
+        save_model(tiny_demo(seed=1), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(load_model(folder).head_fc1.weight, tiny_demo().head_fc1.weight)
+
+
+def test_loading_draws_no_random_numbers(folder):
+    before = torch.get_rng_state()
+    load_model(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_packaged_names_resolve_to_the_assets():
     assert registry.checkpoint_folder("demo") == registry.ASSETS / "demo"
     assert registry.checkpoint_folder("elsewhere/demo").parts == ("elsewhere", "demo")

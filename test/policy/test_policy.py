@@ -12,6 +12,7 @@ from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, In
 from sqap_vla_ros.models.registry import save_model
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.policy.preprocess import prepare_image, unnormalize_actions
+from sqap_vla_ros.quantization.linear import QuantLinear
 
 STAMP, TEXT = 1_234_567_890_123_456_789, "pick up the red block"
 # Tokens of the 8 x 8 grid have 4 px: these discs lie within token (2, 3) and within token (5, 1).
@@ -122,8 +123,14 @@ def test_the_same_observation_gives_the_same_actions(build):
 
 def test_both_engines_agree_and_stay_near_the_float_model(build):
     plain = build(prune__rule="none").infer(observe()).chunk.steps
-    found = {(recipe, engine): build(prune__rule="none", model__recipe=recipe, model__engine=engine)
-             .infer(observe()).chunk.steps for recipe in ("w4a4", "w8a8") for engine in ("cpu", "reference")}
+    found = {}
+    for recipe in ("w4a4", "w8a8"):
+        for engine in ("cpu", "reference"):
+            policy = build(prune__rule="none", model__recipe=recipe, model__engine=engine)
+            layers = [module for module in policy.model.modules() if isinstance(module, QuantLinear)]
+            assert len(layers) == 3 * 7
+            assert {layer.engine.name for layer in layers} == {engine}
+            found[recipe, engine] = policy.infer(observe()).chunk.steps
     for recipe, decibels in (("w4a4", 25.0), ("w8a8", 45.0)):
         np.testing.assert_allclose(found[recipe, "cpu"], found[recipe, "reference"], atol=1e-6)
         error = found[recipe, "cpu"] - plain
