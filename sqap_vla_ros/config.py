@@ -63,11 +63,12 @@ class FootprintKnobs:
     camera_frame: str = knob("", "Optical frame of the camera; empty takes the image's frame_id.")
     frames: tuple[str, ...] = knob(("panda_hand", "panda_leftfinger", "panda_rightfinger"),
                                    "TF frames whose surroundings are protected.")
-    radii_m: tuple[float, ...] = knob((0.05, 0.025, 0.025), "Radius around each frame in m.", minimum=0.0, maximum=1.0)
+    radii_m: tuple[float, ...] = knob((0.05, 0.025, 0.025), "Radius around each frame in m.", minimum=0.0, maximum=1.0,
+                                       read_only=False)
     max_tf_age_s: float = knob(0.2, "Oldest transform used when none exists at the image's stamp, s.",
-                               minimum=0.0, maximum=10.0)
+                               minimum=0.0, maximum=10.0, read_only=False)
     tf_wait_s: float = knob(0.03, "How long a picture waits for the transform at its stamp, s of wall time.",
-                            minimum=0.0, maximum=1.0)
+                            minimum=0.0, maximum=1.0, read_only=False)
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,28 @@ class ControlKnobs:
     control_hz: float = knob(20.0, "How often the newest image is considered, Hz.", minimum=1.0, maximum=200.0)
     command_hz: float = knob(50.0, "How often a command is published, Hz.", minimum=1.0, maximum=500.0)
     step_period_s: float = knob(0.1, "Time one step of a chunk lasts, s.", minimum=0.005, maximum=10.0)
-    execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64)
+    execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64,
+                              read_only=False)
     base_frame: str = knob("panda_link0", "Frame in which commands are expressed.")
-    gripper_open_m: float = knob(0.08, "Distance between the fingers of the open gripper, m.", minimum=0.0, maximum=1.0)
+    gripper_open_m: float = knob(0.08, "Distance between the fingers of the open gripper, m.", minimum=0.0, maximum=1.0,
+                                 read_only=False)
     gripper_change_ratio: float = knob(0.1, "Smallest change of the opening, 0 to 1, that sends a gripper goal.",
-                                       minimum=0.0, maximum=1.0)
-    gripper_effort_n: float = knob(40.0, "Largest gripper force, N.", minimum=0.0, maximum=1000.0)
+                                       minimum=0.0, maximum=1.0, read_only=False)
+    gripper_effort_n: float = knob(40.0, "Largest gripper force, N.", minimum=0.0, maximum=1000.0, read_only=False)
 
 
 @dataclass(frozen=True)
 class SafetyKnobs:
     """What is refused and what is limited."""
 
-    max_image_age_s: float = knob(0.5, "Oldest image that may start an inference, s.", minimum=0.01, maximum=60.0)
+    max_image_age_s: float = knob(0.5, "Oldest image that may start an inference, s.", minimum=0.01, maximum=60.0,
+                                  read_only=False)
     max_future_s: float = knob(0.1, "How far an image's stamp may lie ahead of the node's clock, s.",
-                               minimum=0.0, maximum=10.0)
-    max_linear_m_s: float = knob(0.6, "Cap on the commanded linear speed, m/s.", minimum=0.0, maximum=5.0)
-    max_angular_rad_s: float = knob(1.5, "Cap on the commanded angular speed, rad/s.", minimum=0.0, maximum=20.0)
+                               minimum=0.0, maximum=10.0, read_only=False)
+    max_linear_m_s: float = knob(0.6, "Cap on the commanded linear speed, m/s.", minimum=0.0, maximum=5.0,
+                                 read_only=False)
+    max_angular_rad_s: float = knob(1.5, "Cap on the commanded angular speed, rad/s.", minimum=0.0, maximum=20.0,
+                                    read_only=False)
     max_instruction_chars: int = knob(256, "Longest instruction accepted, characters.", minimum=1, maximum=10000)
 
 
