@@ -69,8 +69,10 @@ def run(args: argparse.Namespace) -> int:
     logs = args.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     isolate_ros(logs)
-    # A polite kill ends the demo as Ctrl-C does, with the nodes ended and the results written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A polite kill ends the demo as Ctrl-C does, with the nodes ended and the results written; a shell that starts
+    # this in the background would have Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     episodes = [Episode(seed, task.kind, task.color, task.instruction)
                 for seed, task in choose_tasks(args.episodes, args.seed)]
     runs: list[MethodRun] = []

@@ -25,7 +25,7 @@ def isolate_ros(log_folder: Path) -> None:
     """Put this process and its children on a ROS domain of their own on this machine, with their logs in one folder."""
     os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().choice(DOMAINS))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_LOG_DIR"] = str(log_folder.resolve())
+    os.environ["ROS_LOG_DIR"] = str(log_folder.resolve() / "ros")
 
 
 class NodeProcess:

@@ -29,13 +29,13 @@ def draw_chart(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         offset = (index - (len(rows) - 1) / 2) * width
         _draw_success(left, row, offset, style)
         _draw_latency(right, row["latency_ms"], offset, style)
-    left.set(ylim=(0, 1.05), ylabel="success (bars: 95 % interval)", title="Closed loop on the same scenes")
+    left.set(ylim=(0, 1.05), ylabel="success (whiskers: 95 % interval)", title="Closed loop on the same scenes")
     right.set(ylabel="ms (bar p50, whisker p95)", title="Time of one inference")
     for axes in (left, right):
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), frameon=False)
     figure.savefig(path, dpi=120)
 
 
@@ -45,7 +45,9 @@ def _draw_success(axes: Axes, row: Mapping[str, Any], offset: float, style: dict
     bounds = [wilson_interval(entry["successes"], entry["episodes"]) for entry in counts.values()]
     whiskers = [[share - low for share, (low, _) in zip(shares, bounds, strict=True)],
                 [high - share for share, (_, high) in zip(shares, bounds, strict=True)]]
-    axes.bar([place + offset for place in range(len(counts))], shares, yerr=whiskers, capsize=3, **style)
+    bars = axes.bar([place + offset for place in range(len(counts))], shares, yerr=whiskers, capsize=3, **style)
+    axes.bar_label(bars, [f"{entry['successes']}/{entry['episodes']}" for entry in counts.values()],
+                   label_type="center", fontsize=8)
     axes.set_xticks(range(len(counts)), list(counts))
 
 
