@@ -113,27 +113,29 @@ class Cycle:
         self.chunk = None
         self.generation += 1
 
-    def take_picture(self, picture: Picture) -> None:
-        """A picture came; it replaces one that no inference has begun on."""
-        self.picture = picture
-        self._pacing.note_picture(picture.stamp_ns)
+    def take_picture(self, picture: Picture, now_ns: int, safety: SafetyKnobs) -> None:
+        """A picture came; it replaces one that no inference has begun on.
 
-    def due_picture(self, now_ns: int, control: ControlKnobs, safety: SafetyKnobs) -> Picture | None:
-        """The picture that shall start an inference now, or None.
-
-        :raises InputError: when it is too old or from the future; it is dropped
+        :raises InputError: when it is too old, or from the future
         """
-        picture = self.picture
-        if picture is None or not self.instruction or not is_due(self.chunk, picture.stamp_ns, now_ns,
-                                                                 control.execute_steps):
-            return None
         try:
             check_fresh("the image", picture.stamp_ns, now_ns, max_age_s=safety.max_image_age_s,
                         max_future_s=safety.max_future_s)
         except InputError as error:
             self.refuse_picture(error)
             raise
-        return picture
+        self.picture = picture
+        self._pacing.note_picture(picture.stamp_ns)
+
+    def due_picture(self, now_ns: int, control: ControlKnobs, safety: SafetyKnobs) -> Picture | None:
+        """The picture that shall start an inference now, or None; one that became too old while waiting is dropped."""
+        picture = self.picture
+        if picture is None or not self.instruction or not is_due(self.chunk, picture.stamp_ns, now_ns,
+                                                                 control.execute_steps):
+            return None
+        if age_s(picture.stamp_ns, now_ns) > safety.max_image_age_s:
+            self.picture = None
+        return self.picture
 
     def refuse_picture(self, error: InputError) -> None:
         """The picture cannot be used."""
@@ -192,9 +194,9 @@ class Cycle:
             return "", self._why_no_instruction
         if self.chunk is not None and step_at(self.chunk, now_ns) is not None:
             return "", ""
-        if newest_ns is None:
-            return "no_image", f"no image has arrived on {interface.IMAGE.name}"
-        age = age_s(newest_ns, now_ns)
-        if age > safety.max_image_age_s:
-            return "stale_image", f"the newest image is {age:.1f} s old; is the camera running?"
-        return "", self._problem or "the next actions are not ready"
+        age = None if newest_ns is None else age_s(newest_ns, now_ns)
+        if age is not None and age <= safety.max_image_age_s:
+            return "", self._problem or "the next actions are not ready"
+        sentence = (f"no image has arrived on {interface.IMAGE.name}" if age is None else
+                    f"no image for {age:.1f} s on {interface.IMAGE.name}; is the camera running?")
+        return "no_image", f"{sentence}; the last one was refused: {self._problem}" if self._problem else sentence

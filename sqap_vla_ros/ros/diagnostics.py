@@ -105,7 +105,7 @@ class Health:
                    "dropped_chunks": self.counts["dropped_chunk"], "no_protection": protection}
         level = DiagnosticStatus.WARN if protection else DiagnosticStatus.OK
         message = f"not protected: {protection}" if protection else f"{inference.times.total_ms:.1f} ms"
-        return self._array("latency", level, message, values, str(inference.tokens[0].grid), stamp_ns)
+        return self._array("latency", level, message, values, stamp_ns)
 
     def summary(self, now: Summary, stamp_ns: int, wall_ns: int) -> DiagnosticArray:
         """The last second as a message."""
@@ -120,7 +120,7 @@ class Health:
         values |= {f"count.{kind}": self.counts[kind] for kind in INPUT_KINDS + INFERENCE_KINDS + OTHER_KINDS}
         values |= {f"reason.{kind}": sentence for kind, (sentence, _) in self._reasons.items()}
         values |= {f"policy.{key}": value for key, value in now.policy.items()}
-        return self._array("policy", level, message, values, str(now.policy.get("family", "none")), stamp_ns)
+        return self._array("policy", level, message, values, stamp_ns)
 
     def _judge(self, now: Summary, wall_ns: int) -> tuple[bytes, str]:
         if now.failure:
@@ -142,9 +142,9 @@ class Health:
         recent = [end for end in self._ends_ns if wall_ns - end < REMEMBERED_S * 1e9]
         return len(recent) / REMEMBERED_S
 
-    def _array(self, task: str, level: bytes, message: str, values: Mapping[str, object], hardware: str,
+    def _array(self, task: str, level: bytes, message: str, values: Mapping[str, object],
                stamp_ns: int) -> DiagnosticArray:
-        status = DiagnosticStatus(name=f"{self._name}: {task}", level=level, message=message, hardware_id=hardware,
+        status = DiagnosticStatus(name=f"{self._name}: {task}", level=level, message=message, hardware_id="none",
                                   values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
         return DiagnosticArray(header=make_header(stamp_ns, ""), status=[status])
 

@@ -122,7 +122,13 @@ class PolicyNode(SafeLifecycleNode):
     # --- what comes in
 
     def _on_image(self, message: Image) -> None:
-        self._cycle.take_picture(Picture(message, stamp_to_ns(message.header.stamp), self._wall_ns()))
+        if not self._active:
+            return
+        try:
+            self._cycle.take_picture(Picture(message, stamp_to_ns(message.header.stamp), self._wall_ns()),
+                                     self._now_ns(), self._config.safety)
+        except InputError as error:
+            self._report.note("stale_image", str(error))
         if self._simulated:
             # A simulator that waits for a command goes on at once, also where no inference is due.
             self._on_command_due()
@@ -181,11 +187,7 @@ class PolicyNode(SafeLifecycleNode):
         """Start an inference on the newest picture if one is due, and nothing is wrong with it."""
         if not self._active or self._worker.busy:
             return
-        try:
-            picture = self._cycle.due_picture(self._now_ns(), self._config.control, self._config.safety)
-        except InputError as error:
-            self._report.note("stale_image", str(error))
-            return
+        picture = self._cycle.due_picture(self._now_ns(), self._config.control, self._config.safety)
         if picture is None:
             return
         message, knobs = picture.message, self._config.footprint

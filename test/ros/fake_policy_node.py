@@ -1,0 +1,67 @@
+"""The policy node with a policy that needs no model; run as a script it is a process of its own.
+
+What the policy does is said by the instruction, so that a test decides it over DDS.
+"""
+
+import sys
+import threading
+
+import numpy as np
+
+from sqap_vla_ros.data import ActionChunk, Inference, StageTimes, TokenUse
+from sqap_vla_ros.errors import InferenceError, InputError
+from sqap_vla_ros.geometry.image_map import resize_map
+from sqap_vla_ros.ros.lifecycle import run_node
+from sqap_vla_ros.ros.policy_node import PolicyNode
+
+STEP_NS = 100_000_000
+CHUNK_STEPS = 6
+SIZE = 32
+# The first step of each instruction: m, rad, gripper opening. 'shift' moves along x, and closes the gripper.
+STEPS = {"go": (0.02, 0.0, 0.0, 0.0, 0.0, 0.05, 1.0), "shift": (0.0, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0),
+         "race": (0.3, 0.4, 0.0, 0.0, 0.0, 0.0, 1.0), "nan": (0.02, np.nan, 0.0, 0.0, 0.0, 0.0, 1.0)}
+KNOWN = (*STEPS, "fail", "crash", "block")
+
+
+class FakePolicy:
+    """Obeys at once. 'fail' and 'crash' raise; 'block', and all after ``pause`` is set, wait for ``unblock``."""
+
+    image_size = SIZE
+
+    def __init__(self, config):
+        self.config = config
+        self.observations = []
+        self.warm_ups = 0
+        self.pause, self.unblock = threading.Event(), threading.Event()
+
+    def warm_up(self):
+        self.warm_ups += 1
+
+    def check_instruction(self, text):
+        if text not in KNOWN:
+            raise InputError(f"the fake policy does not know '{text}'; its words are {', '.join(KNOWN)}")
+
+    def describe(self):
+        return {"family": "fake", "recipe": self.config.model.recipe, "weight_bytes": 7}
+
+    def image_map(self, width, height):
+        return resize_map(width, height, SIZE)
+
+    def infer(self, observation):
+        self.observations.append(observation)
+        if observation.instruction == "fail":
+            raise InferenceError("the action has 1 of 42 values that are not finite")
+        if observation.instruction == "crash":
+            raise ZeroDivisionError("nobody foresaw this")
+        if observation.instruction == "block" or self.pause.is_set():
+            self.unblock.wait(30.0)
+        steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (CHUNK_STEPS, 1))
+        kept = np.array([0, 5, 6, 9, 15])
+        rules = np.array([0, 1, 1, 2, 2], dtype=np.int8)
+        return Inference(ActionChunk(observation.stamp_ns, STEP_NS, steps),
+                         StageTimes({"preprocess": 1.0, "vision": 2.0, "llm": 3.0, "head": 4.0}),
+                         (TokenUse((4, 4), kept, rules),))
+
+
+if __name__ == "__main__":
+    sys.exit(run_node(lambda: PolicyNode(FakePolicy), None, wants_start=lambda node: True))
