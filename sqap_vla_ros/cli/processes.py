@@ -48,7 +48,8 @@ class NodeProcess:
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C reaches this process only, which then ends the nodes in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", module, "--ros-args", "--params-file", str(file)],
+                [sys.executable, "-u", "-m", "sqap_vla_ros.cli.guarded", str(os.getpid()), module, "--ros-args",
+                 "--params-file", str(file)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def check(self) -> None:

@@ -14,6 +14,8 @@ from sqap_vla_ros.evaluation.demo import MethodRun
 from sqap_vla_ros.evaluation.summary import label_runs, summarize_demo, summarize_run, write_json
 from sqap_vla_ros.evaluation.video import Clip, Panel, expand_picture, write_video
 
+FILES = ("summary.json", "chart.png", "overlay.png", "demo.mp4")
+
 
 def write_report(folder: Path, runs: Sequence[MethodRun], episodes: Sequence[Episode], settings: dict[str, Any],
                  tell: Callable[[str], None]) -> dict[str, Any]:
@@ -22,6 +24,9 @@ def write_report(folder: Path, runs: Sequence[MethodRun], episodes: Sequence[Epi
     :param tell: called with a sentence per file
     :return: the summary
     """
+    for name in FILES:
+        # What an earlier run left would be taken for this one's.
+        (folder / name).unlink(missing_ok=True)
     summary = summarize_demo(runs, episodes, settings)
     summary["files"] = files = {}
     labels = {label: run for label, run in label_runs(runs).items() if run.results}

@@ -1,0 +1,50 @@
+"""The command line's manners."""
+
+import json
+import sys
+
+import pytest
+
+from sqap_vla_ros.cli import main as cli
+from sqap_vla_ros.errors import ConfigError
+
+
+@pytest.mark.parametrize("words", [[], ["dance"], ["demo", "--episodes", "0"], ["demo", "--episodes", "many"],
+                                   ["demo", "--methods", "float+sqap"], ["demo", "--methods", "w3a3"],
+                                   ["demo", "--methods", "float,float"], ["demo", "--speed", "-1"],
+                                   ["demo", "--seed", "-1"], ["info", "--what"]])
+def test_wrong_use_exits_with_2_and_a_sentence(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert "error:" in captured.err and captured.out == ""
+
+
+def test_info_ends_with_one_line_of_json(capsys):
+    assert cli.main(["info", "--knobs"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["knobs"]["model.recipe"] == "w4a4"
+    assert "Share of the visual tokens dropped" in captured.err
+
+
+def test_failure_exits_with_1_and_one_sentence(monkeypatch, capsys):
+    def fail(_):
+        raise ConfigError("this cannot be")
+
+    monkeypatch.setattr("sqap_vla_ros.cli.info.run", fail)
+    assert cli.main(["info"]) == 1
+    assert capsys.readouterr().err == "sqap info: this cannot be\n"
+
+
+def test_missing_ros_says_what_to_do(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(("sqap_vla_ros.cli.demo", "sqap_vla_ros.ros"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    assert cli.main(["demo"]) == 1
+    assert "'rclpy' is not installed; source your ROS 2 installation, or run `make`" in capsys.readouterr().err
+
+
+def test_every_verb_has_a_module_with_a_parser():
+    for verb in cli.VERBS:
+        assert verb in cli.build_parser(verb).format_help()
