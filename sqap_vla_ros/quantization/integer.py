@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows whose largest magnitude lies below this become zeros, so that its inverse stays finite.
-_SMALLEST_PEAK = 1e-30
+# Scales stop here, so that their inverse is finite and a row of zeros stays one.
+_SMALLEST_SCALE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,11 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedT
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = largest_code(bits)
-    limit = wide.abs().amax(-1, keepdim=True)
-    if clip_ratio != 1.0:
-        limit = limit * clip_ratio
-    codes = (wide * (largest / limit.clamp_min(_SMALLEST_PEAK))).round_()
+    scale = (wide.abs().amax(-1, keepdim=True) * (clip_ratio / largest)).clamp_min_(_SMALLEST_SCALE)
+    codes = (wide * scale.reciprocal()).round_()
     if clip_ratio != 1.0:
         codes = codes.clamp_(-largest, largest)
-    return QuantizedTokens(codes.to(torch.int8), limit / largest, x.dtype)
+    return QuantizedTokens(codes.to(torch.int8), scale, x.dtype)
 
 
 def quantize_weight(weight: Tensor, bits: int, *, smallest_clip_ratio: float = 1.0,
@@ -75,7 +73,7 @@ def quantize_weight(weight: Tensor, bits: int, *, smallest_clip_ratio: float = 1
     """
     wide = weight.detach().float()
     largest = largest_code(bits)
-    peak = wide.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_PEAK)
+    peak = wide.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_SCALE)
     best_error = torch.full_like(peak, float("inf"))
     best_scale = peak / largest
     for clip_ratio in torch.linspace(1.0, smallest_clip_ratio, steps).tolist():

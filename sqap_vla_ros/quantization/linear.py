@@ -63,7 +63,7 @@ class QuantLinear(nn.Module):
         """(..., K) to (..., N)."""
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
         sums = self.engine.int_matmul(tokens.codes.reshape(-1, self.in_features), self.prepared)
-        out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.view(-1))
+        out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.T)
         if self.bias is not None:
             out += self.bias
         return out.view(*tokens.shape[:-1], self.out_features).to(tokens.dtype)
