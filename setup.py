@@ -40,7 +40,7 @@ setup(
         "matplotlib>=3.5",
         "mujoco>=3.3,<3.4",
         "numpy>=1.23",
-        "opencv-python-headless>=4.8",
+        "opencv-python-headless>=4.8,<5",
         "pillow>=9",
         "pyyaml>=5.4",
         "rich>=13",

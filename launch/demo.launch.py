@@ -5,15 +5,14 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+# No use_sim_time: the robot keeps the time, and the parameter file has to say so for both nodes alike.
 ARGUMENTS = {
-    "params_file": ("", "YAML file with the policy node's parameters; empty takes the defaults"),
+    "params_file": ([FindPackageShare("sqap_vla_ros"), "/config/demo.yaml"], "YAML file with both nodes' parameters"),
     "namespace": ("", "namespace of both nodes and of their relative topics"),
-    "use_sim_time": ("false", "true lets the simulated robot keep the time, on /clock"),
-    "checkpoint": ("demo", "folder of a checkpoint or artifact, or 'demo' for the policy in the package"),
-    "autostart": ("true", "false leaves configuring and activating the policy to you"),
+    "checkpoint": ("", "folder of a checkpoint or artifact; empty takes what the parameter file says"),
+    "autostart": ("", "false leaves configuring and activating the policy to you"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
 
@@ -25,7 +24,7 @@ def generate_launch_description():
     robot = Node(
         package="sqap_vla_ros", executable="sim_robot_node", name="sim_robot",
         namespace=LaunchConfiguration("namespace"), output="screen",
-        parameters=[{"publish_clock": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)}],
+        parameters=[LaunchConfiguration("params_file")],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")])
     policy = IncludeLaunchDescription(
         PythonLaunchDescriptionSource([FindPackageShare("sqap_vla_ros"), "/launch/policy.launch.py"]),
