@@ -91,6 +91,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(draft)
+        draft.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(draft, path)
     finally:
         with suppress(FileNotFoundError):

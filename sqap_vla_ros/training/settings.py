@@ -45,8 +45,8 @@ class Stage:
 
 STAGES = (
     Stage("coarse", 28, 36_000, 0, 44_000, 32, 1e-3, 4e-4),
-    Stage("coarse-dagger", 28, 0, 10_000, 30_000, 16, 7e-4, 1e-4),
-    Stage("fine", 14, 0, 6_000, 18_000, 8, 6e-4, 3e-5),
+    Stage("coarse-dagger", 28, 0, 10_000, 16_000, 16, 7e-4, 1e-4),
+    Stage("fine", 14, 0, 6_000, 22_000, 8, 6e-4, 3e-5),
 )
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train/checkpoint"), metavar="DIR",
                         help="where the finished checkpoint goes (default: out/train/checkpoint)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X",
-                        help="shrink frames, samples and validation by this factor; 0.002 shows in a minute that all of it runs")
+                        help="shrink frames, samples and validation by this factor; 0.002 shows within minutes that all of it runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="processes that collect and validate (default: one per core)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and collection (default: 0)")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = Trainer(settings, args.work, args.workers)
     for stage in settings.stages:
         trainer.run_stage(stage)
-    save_model(trainer.averaged.model, args.out)
+    save_model(trainer.averaged.model, args.out, dtype=torch.bfloat16)
     result = validate(args.out, settings.validation_episodes, settings.execute_steps, args.workers)
     trainer.log({"event": "finished", **result})
     print(json.dumps({"checkpoint": str(args.out), **result}))
