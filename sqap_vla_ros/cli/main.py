@@ -10,7 +10,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from sqap_vla_ros.errors import SqapError
 
@@ -41,18 +40,10 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         child = verbs.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.",
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == verb:
-            implementation = _import_verb(module)
+            implementation = importlib.import_module(f"sqap_vla_ros.cli.{module}")
             implementation.add_arguments(child)
             child.set_defaults(run=implementation.run)
     return parser
-
-
-def _import_verb(module: str) -> Any:
-    try:
-        return importlib.import_module(f"sqap_vla_ros.cli.{module}")
-    except ModuleNotFoundError as error:
-        raise SqapError(f"the Python module '{error.name}' is not installed; source your ROS 2 installation, or run "
-                        "`make` in the repository, which installs everything into .venv") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except SqapError as error:
         print(f"sqap {verb}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("sqap_vla_ros"):
+            raise
+        print(f"sqap {verb}: the Python module '{error.name}' is not installed; source your ROS 2 installation, or run "
+              "`make` in the repository, which installs everything into .venv", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"sqap {verb}: ended by Ctrl-C", file=sys.stderr)

@@ -21,6 +21,18 @@ def test_wrong_use_exits_with_2_and_a_sentence(words, capsys):
     assert "error:" in captured.err and captured.out == ""
 
 
+def test_number_out_of_range_names_the_range(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--episodes", "many"])
+    assert "argument --episodes: many is not allowed; take a whole number from 1 to 1000" in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file")]) == 1
+    assert "cannot be written: Not a directory; take another folder" in capsys.readouterr().err
+
+
 def test_info_ends_with_one_line_of_json(capsys):
     assert cli.main(["info", "--knobs"]) == 0
     captured = capsys.readouterr()

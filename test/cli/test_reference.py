@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sqap_vla_ros.cli import demo, reference
+from sqap_vla_ros.cli import demo, demo_run, reference
 from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS
@@ -42,8 +42,8 @@ def test_policy_yaml_holds_every_knob_at_its_default():
 def test_demo_yaml_says_what_the_demo_does():
     robot, policy = parameters("demo.yaml", "sim_robot"), parameters("demo.yaml", "policy_node")
     assert robot.keys() <= PARAMETERS.keys()
-    assert robot | {"real_time_factor": 0.0} == demo.ROBOT_PARAMETERS
-    assert policy.items() >= demo.POLICY_PARAMETERS.items()
+    assert robot | {"real_time_factor": 0.0} == demo_run.ROBOT_PARAMETERS
+    assert policy.items() >= demo_run.POLICY_PARAMETERS.items()
     knobs = {name: value for name, value in policy.items() if "." in name}
     build_config(knobs)
     compressed = demo.parse_methods(demo.DEFAULT_METHODS)[1]
