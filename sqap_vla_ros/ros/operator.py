@@ -33,7 +33,8 @@ from sqap_vla_ros.ros.interface import Endpoint
 
 NODE_NAME = "demo_operator"
 POLL_S = 0.2
-START_TIMEOUT_S = 60.0
+# A cold start imports torch from disk.
+START_TIMEOUT_S = 180.0
 CONFIGURE_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 20.0
 EPISODE_TIMEOUT_S = 120.0
