@@ -140,7 +140,7 @@ class Health:
 
     def _rate_hz(self, wall_ns: int) -> float:
         recent = [end for end in self._ends_ns if wall_ns - end < REMEMBERED_S * 1e9]
-        return len(recent) / REMEMBERED_S
+        return len(recent) / max((wall_ns - recent[0]) * 1e-9, 1.0) if recent else 0.0
 
     def _array(self, task: str, level: bytes, message: str, values: Mapping[str, object],
                stamp_ns: int) -> DiagnosticArray:

@@ -11,7 +11,7 @@ from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.policy.chunk import executed_steps, step_at
 
 # Longest wall time for which a picture that should be there by now is waited for. Below Servo's command timeout.
-PICTURE_GRACE_S = 0.06
+PICTURE_GRACE_S = 0.09
 _LONGEST_PERIOD_NS = 1_000_000_000
 
 

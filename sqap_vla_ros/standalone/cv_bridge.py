@@ -143,5 +143,5 @@ def convert_color(array: np.ndarray, source: str, target: str) -> np.ndarray:
 
 def _grey(planes: dict[str, np.ndarray]) -> np.ndarray:
     red, green, blue = (planes[letter].astype(np.int64) for letter in "rgb")
-    # OpenCV's fixed-point weights, of 2**14.
-    return ((4899 * red + 9617 * green + 1868 * blue + 2**13) >> 14).astype(planes["r"].dtype)
+    # OpenCV's fixed-point weights, of 2**15.
+    return ((9798 * red + 19235 * green + 3735 * blue + 2**14) >> 15).astype(planes["r"].dtype)

@@ -1,0 +1,161 @@
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import TwistStamped
+from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
+
+from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.ros import codecs
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def pack(array, encoding, padding=0, **changes):
+    """A message with ``padding`` bytes of rubbish after every row."""
+    rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
+    rows = np.concatenate((rows, np.full((len(rows), padding), 0xAB, np.uint8)), axis=1)
+    return Image(**{"height": array.shape[0], "width": array.shape[1], "encoding": encoding, "step": rows.shape[1],
+                    "data": rows.tobytes()} | changes)
+
+
+def with_alpha(array):
+    return np.dstack((array, np.full(array.shape[:2], 99, np.uint8)))
+
+
+GREY = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)
+ENCODED = {"rgb8": RGB, "bgr8": RGB[..., ::-1], "rgba8": with_alpha(RGB), "bgra8": with_alpha(RGB[..., ::-1]),
+           "8UC3": RGB[..., ::-1]}
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_every_colour_order_gives_the_same_picture_whatever_the_rows_are_padded_with(encoding, padding):
+    picture = codecs.decode_image(pack(ENCODED[encoding], encoding, padding))
+    np.testing.assert_array_equal(picture, RGB)
+    assert picture.dtype == np.uint8 and picture.flags.c_contiguous and picture.flags.writeable
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
+def test_grey_becomes_three_equal_channels(encoding):
+    np.testing.assert_array_equal(codecs.decode_image(pack(GREY, encoding, 3)), np.dstack((GREY,) * 3))
+
+
+def test_bytes_have_no_byte_order_and_surplus_bytes_do_no_harm():
+    message = pack(RGB, "rgb8", is_bigendian=1)
+    message.data = bytes(message.data) + b"tail"
+    np.testing.assert_array_equal(codecs.decode_image(message), RGB)
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"encoding": "yuv422"}, "image encoding 'yuv422' cannot be taken; allowed are rgb8, bgr8"),
+    ({"encoding": "rgb16"}, "'rgb16' cannot be taken.*not 8 bits per channel"),
+    ({"encoding": "16UC1"}, "not 8 bits per channel"), ({"encoding": "32FC1"}, "not 8 bits per channel"),
+    ({"encoding": "mono16", "is_bigendian": 1}, "not 8 bits per channel"),
+    ({"encoding": ""}, "image encoding '' cannot be taken"),
+    ({"width": 0}, "the image is 0 x 5 px"), ({"height": 0}, "the image is 7 x 0 px"),
+    ({"step": 20}, "step is 20 bytes; a row of 7 px of rgb8 needs at least 21"),
+    ({"step": 0}, "step is 0 bytes"),
+    ({"data": b"\x01" * 104}, "came with 104 bytes; 5 rows of 21 bytes need 105"), ({"data": b""}, "came with 0 bytes"),
+    ({"height": 2**31}, "came with 105 bytes"), ({"width": 2**31}, "step is 21 bytes")])
+def test_what_is_wrong_with_an_image_is_named(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        codecs.decode_image(pack(RGB, **{"encoding": "rgb8"} | changes))
+
+
+def test_an_encoded_picture_decodes_to_itself():
+    message = codecs.encode_image(RGB[:, ::-1], 1_500_000_007, "lens")
+    assert (message.height, message.width, message.step, message.encoding) == (5, 7, 21, "rgb8")
+    assert (message.header.frame_id, codecs.stamp_to_ns(message.header.stamp)) == ("lens", 1_500_000_007)
+    assert message.is_bigendian == (sys.byteorder == "big")
+    np.testing.assert_array_equal(codecs.decode_image(message), RGB[:, ::-1])
+
+
+def test_a_compressed_picture_keeps_its_colours():
+    smooth = np.zeros((32, 32, 3), np.uint8)
+    smooth[:16], smooth[16:] = (200, 40, 10), (10, 60, 220)
+    message = codecs.encode_compressed(smooth, 3, "lens")
+    assert "jpeg" in message.format and len(message.data) < smooth.size / 2
+    decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(decoded.astype(int) - smooth).mean() < 3.0
+
+
+@pytest.mark.parametrize("stamp_ns", [0, 1, 999_999_999, 1_000_000_000, 1_795_000_000_123_456_789])
+def test_stamps_survive_both_ways(stamp_ns):
+    assert codecs.stamp_to_ns(codecs.ns_to_stamp(stamp_ns)) == stamp_ns
+
+
+# --- calibration
+
+def make_info(**changes):
+    return CameraInfo(**{"width": 640, "height": 480, "distortion_model": "plumb_bob", "d": [0.1, -0.2, 0.01, 0.0, 0.0],
+                         "k": [500.0, 0.0, 319.5, 0.0, 510.0, 239.5, 0.0, 0.0, 1.0]} | changes)
+
+
+def test_calibration_survives_both_ways():
+    camera = codecs.decode_camera_info(make_info())
+    assert (camera.width, camera.height, camera.model) == (640, 480, "plumb_bob")
+    again = codecs.decode_camera_info(codecs.encode_camera_info(camera, 5, "lens"))
+    np.testing.assert_array_equal(again.matrix, camera.matrix)
+    np.testing.assert_array_equal(again.distortion, [0.1, -0.2, 0.01, 0.0, 0.0])
+
+
+def test_cutting_out_and_binning_show_the_same_point_where_the_smaller_picture_has_it():
+    full = codecs.decode_camera_info(make_info())
+    cut = RegionOfInterest(x_offset=100, y_offset=40, width=400, height=200)
+    small = codecs.decode_camera_info(make_info(roi=cut, binning_x=2, binning_y=4))
+    assert (small.width, small.height) == (200, 50)
+    point = np.array([[0.03, -0.02, 0.9]])
+    (u, v), = full.project(point)[0]
+    # The left edge of the cut-out, at 99.5, is the edge -0.5 of the small picture.
+    np.testing.assert_allclose(small.project(point)[0][0], ((u - 99.5) / 2 - 0.5, (v - 39.5) / 4 - 0.5))
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"k": [0.0] * 9}, r"K\[0\] is 0; calibrate"), ({"distortion_model": "barrel"}, "'barrel' is not known"),
+    ({"d": [0.1, 0.2]}, "2 coefficients"), ({"width": 0}, "0 x 480"),
+    ({"k": [500.0, 0.0, np.nan, 0.0, 510.0, 239.5, 0.0, 0.0, 1.0]}, "not finite")])
+def test_what_is_wrong_with_a_calibration_is_named(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        codecs.decode_camera_info(make_info(**changes))
+
+
+# --- commands and transforms
+
+def test_a_velocity_survives_both_ways():
+    message = codecs.encode_twist((0.1, -0.2, 0.3), (1.0, 2.0, -3.0), 2_000_000_001, "base")
+    assert (message.header.frame_id, codecs.stamp_to_ns(message.header.stamp)) == ("base", 2_000_000_001)
+    linear, angular = codecs.decode_twist(message)
+    np.testing.assert_array_equal(np.r_[linear, angular], (0.1, -0.2, 0.3, 1.0, 2.0, -3.0))
+
+
+def test_a_velocity_without_a_frame_or_not_finite_is_refused():
+    with pytest.raises(InputError, match="no frame_id"):
+        codecs.decode_twist(TwistStamped())
+    broken = codecs.encode_twist((0.1, np.inf, 0.3), (0.0, 0.0, 0.0), 1, "base")
+    with pytest.raises(InputError, match="not finite"):
+        codecs.decode_twist(broken)
+
+
+def test_a_gripper_goal_and_a_transform_carry_their_numbers():
+    goal = codecs.encode_gripper_goal(0.04, 20)
+    assert (goal.command.position, goal.command.max_effort) == (0.04, 20.0)
+    message = codecs.encode_transform("base", "hand", np.array([1, 2, 3]), np.array([0, 0, 0, 1]), 7)
+    shift, turn = message.transform.translation, message.transform.rotation
+    assert (message.header.frame_id, message.child_frame_id) == ("base", "hand")
+    assert (shift.x, shift.y, shift.z, turn.x, turn.y, turn.z, turn.w) == (1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def test_every_encoding_named_as_allowed_is_tested_here():
+    assert set(codecs.IMAGE_ENCODINGS) == set(ENCODED) | {"mono8", "8UC1"}
+    assert re.search("allowed are " + ", ".join(codecs.IMAGE_ENCODINGS), _complaint("nonsense"))
+
+
+def _complaint(encoding):
+    with pytest.raises(InputError) as caught:
+        codecs.decode_image(pack(RGB, encoding))
+    return str(caught.value)
+
+

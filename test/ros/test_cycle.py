@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+
+from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
+from sqap_vla_ros.data import ActionChunk
+from sqap_vla_ros.errors import InferenceError, InputError
+from sqap_vla_ros.ros.cycle import Cycle, Picture
+from sqap_vla_ros.ros.pacing import PICTURE_GRACE_S
+
+S = 1_000_000_000
+STEP = S // 10
+CONTROL, SAFETY = ControlKnobs(execute_steps=2), SafetyKnobs()
+
+
+def chunk_at(stamp_ns, steps=4, **columns):
+    values = np.zeros((steps, 7))
+    values[:, 0] = 0.01 * np.arange(1, steps + 1)
+    for name, value in columns.items():
+        values[:, "xyz".index(name)] = value
+    return ActionChunk(stamp_ns, STEP, values)
+
+
+def cycle_with(instruction="go", chunk=None):
+    cycle = Cycle()
+    cycle.set_instruction(instruction)
+    if chunk is not None:
+        assert cycle.end(cycle.generation, chunk)
+    return cycle
+
+
+def show(cycle, stamp_ns, now_ns=None):
+    cycle.take_picture(Picture("message", stamp_ns, 0), stamp_ns if now_ns is None else now_ns, SAFETY)
+
+
+def test_nothing_is_due_without_words_or_without_a_picture():
+    cycle = cycle_with("")
+    show(cycle, S)
+    assert cycle.due_picture(S, CONTROL, SAFETY) is None
+    cycle.set_instruction("go")
+    assert cycle.due_picture(S, CONTROL, SAFETY).stamp_ns == S
+    assert cycle_with().due_picture(S, CONTROL, SAFETY) is None
+
+
+@pytest.mark.parametrize(("after_steps", "due"), [(0.5, False), (1.99, False), (2.0, True), (3.5, True), (9.0, True)])
+def test_a_picture_is_due_when_the_chunk_has_run_its_share(after_steps, due):
+    cycle = cycle_with(chunk=chunk_at(S))
+    stamp_ns = S + round(after_steps * STEP)
+    show(cycle, stamp_ns)
+    assert (cycle.due_picture(stamp_ns, CONTROL, SAFETY) is not None) is due
+
+
+def test_a_picture_counts_from_its_own_stamp_not_from_when_it_is_looked_at():
+    cycle = cycle_with(chunk=chunk_at(S))
+    show(cycle, S + STEP)
+    assert cycle.due_picture(S + 3 * STEP, CONTROL, SAFETY) is None
+    # The chunk has ended, so any fresh picture serves.
+    assert cycle.due_picture(S + 4 * STEP, CONTROL, SAFETY) is not None
+
+
+def test_the_newest_picture_wins_and_one_that_aged_while_waiting_is_dropped():
+    cycle = cycle_with()
+    show(cycle, S)
+    show(cycle, S + STEP)
+    assert cycle.due_picture(S + STEP, CONTROL, SAFETY).stamp_ns == S + STEP
+    assert cycle.due_picture(S + STEP + S, CONTROL, SAFETY) is None
+    assert cycle.picture is None
+
+
+@pytest.mark.parametrize(("age_s", "sentence"), [(0.51, "the oldest allowed is 0.5 s"), (-0.2, "ahead")])
+def test_a_picture_of_another_time_is_refused_and_remembered_as_the_reason(age_s, sentence):
+    cycle = cycle_with()
+    with pytest.raises(InputError, match=sentence):
+        show(cycle, 5 * S, 5 * S + round(age_s * S))
+    assert cycle.picture is None
+    kind, why = cycle.why_hold(5 * S, SAFETY)
+    assert kind == "no_image" and sentence in why
+
+
+def test_the_step_of_this_moment_is_commanded_and_none_after_the_last():
+    cycle = cycle_with(chunk=chunk_at(S))
+    speeds = []
+    for step in (0.0, 0.99, 1.0, 3.99):
+        command = cycle.command(S + round(step * STEP), SAFETY)
+        speeds.append(command.velocity[0])
+    np.testing.assert_allclose(speeds, (0.1, 0.1, 0.2, 0.4))
+    assert cycle.command(S + 4 * STEP, SAFETY) is None
+    assert cycle.command(S - 1, SAFETY) is None
+
+
+def test_a_clamped_step_is_told_once():
+    cycle = cycle_with(chunk=chunk_at(S, x=0.3))
+    told = [cycle.command(S + now, SAFETY).clamped for now in (0, STEP // 2, STEP, 3 * STEP // 2)]
+    assert told == [True, False, True, False]
+    assert np.linalg.norm(cycle.command(S, SAFETY).velocity[:3]) == pytest.approx(SAFETY.max_linear_m_s)
+
+
+def test_a_step_that_is_not_finite_voids_the_chunk():
+    cycle = cycle_with(chunk=chunk_at(S, y=np.nan))
+    with pytest.raises(InferenceError, match="not finite"):
+        cycle.command(S, SAFETY)
+    assert cycle.command(S, SAFETY) is None
+
+
+def test_answers_of_an_older_generation_do_not_count():
+    cycle = cycle_with()
+    began = cycle.generation
+    for begin_another in (lambda: cycle.set_instruction("other"), cycle.clear):
+        begin_another()
+        assert cycle.end(began, chunk_at(S)) is False
+        assert cycle.chunk is None
+        began = cycle.generation
+    assert cycle.end(began, chunk_at(S)) is True
+
+
+def test_a_failed_inference_holds():
+    cycle = cycle_with(chunk=chunk_at(S))
+    assert cycle.end(cycle.generation, None) is True
+    assert cycle.command(S, SAFETY) is None
+
+
+def test_why_the_robot_holds():
+    cycle = Cycle()
+    assert cycle.why_hold(0, SAFETY)[0] == "clock"
+    assert cycle.why_hold(S, SAFETY) == ("", "there is no instruction on instruction yet")
+    cycle.set_instruction("", "the words were strange")
+    assert cycle.why_hold(S, SAFETY) == ("", "the words were strange")
+    cycle.set_instruction("go")
+    assert cycle.why_hold(S, SAFETY) == ("no_image", "no image has arrived on camera/image_raw")
+    show(cycle, S)
+    assert cycle.why_hold(S, SAFETY) == ("", "the next actions are not ready")
+    cycle.end(cycle.generation, chunk_at(S))
+    assert cycle.why_hold(S, SAFETY) == ("", "")
+    assert cycle.why_hold(3 * S, SAFETY)[1] == "no image for 2.0 s on camera/image_raw; is the camera running?"
+
+
+# --- simulated time that stands still
+
+def waits(cycle, now_ns, wall_ns=0):
+    return cycle.must_wait(now_ns, wall_ns, CONTROL.execute_steps)
+
+
+def test_a_command_waits_for_the_answer_to_the_picture_of_this_moment():
+    cycle = cycle_with()
+    show(cycle, S)
+    assert waits(cycle, S)
+    cycle.begin()
+    assert waits(cycle, S)
+    # Once time has moved on, waiting is over.
+    assert not waits(cycle, S + 1)
+    cycle.end(cycle.generation, chunk_at(S))
+    assert not waits(cycle, S)
+
+
+def test_nothing_is_waited_for_while_a_chunk_runs_or_nobody_asked():
+    cycle = cycle_with(chunk=chunk_at(S))
+    show(cycle, S + STEP)
+    assert not waits(cycle, S + STEP)
+    show(cycle, S + 2 * STEP)
+    assert waits(cycle, S + 2 * STEP)
+    cycle.set_instruction("", "enough")
+    assert not waits(cycle, S + 2 * STEP)
+
+
+def test_a_picture_that_the_rhythm_promises_is_waited_for_but_not_for_long():
+    cycle = cycle_with()
+    show(cycle, S)
+    show(cycle, S + STEP)
+    cycle.begin()
+    cycle.end(cycle.generation, chunk_at(S + STEP))
+    before, due = S + 3 * STEP - 1, S + 3 * STEP
+    show(cycle, S + 2 * STEP)
+    assert not waits(cycle, before)
+    # The clock is at the next picture's time, the picture is still on its way.
+    assert waits(cycle, due, wall_ns=7 * S)
+    assert waits(cycle, due, wall_ns=7 * S + round(0.9 * PICTURE_GRACE_S * S))
+    assert not waits(cycle, due, wall_ns=7 * S + round(1.1 * PICTURE_GRACE_S * S))
+    show(cycle, due)
+    assert waits(cycle, due, wall_ns=8 * S)
+
+
+def test_a_failed_answer_is_not_waited_for_again():
+    cycle = cycle_with()
+    show(cycle, S)
+    show(cycle, S + STEP)
+    cycle.begin()
+    cycle.end(cycle.generation, None)
+    assert not waits(cycle, S + STEP)

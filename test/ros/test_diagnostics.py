@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from sqap_vla_ros.data import ActionChunk, Inference, StageTimes, TokenUse
+from sqap_vla_ros.ros.diagnostics import REMEMBERED_S, Health, Summary
+
+S = 1_000_000_000
+TOKENS = TokenUse((4, 4), np.arange(6), np.array([0, 1, 1, 2, 2, 2], dtype=np.int8))
+
+
+def inference(llm_ms=3.0):
+    return Inference(ActionChunk(5 * S, S // 10, np.zeros((4, 7))), StageTimes({"vision": 1.0, "llm": llm_ms}),
+                     (TOKENS,))
+
+
+def read(array):
+    status, = array.status
+    return status, {item.key: item.value for item in status.values}
+
+
+def summarise(health, wall_ns=0, **changes):
+    now = Summary(**{"state": "active", "failure": "", "hold": "", "instruction": "go", "policy": {}} | changes)
+    return read(health.summary(now, 7 * S, wall_ns))
+
+
+def test_one_inference_in_numbers():
+    health = Health("node")
+    health.record(inference(), 12.5, 0)
+    array = health.latency(inference(), 12.5, "", 7 * S)
+    status, values = read(array)
+    assert (array.header.stamp.sec, status.name, status.level) == (7, "node: latency", DiagnosticStatus.OK)
+    assert (values["vision_ms"], values["llm_ms"], values["total_ms"], values["image_age_ms"]) == (
+        "1.000", "3.000", "4.000", "12.500")
+    assert [values[key] for key in ("tokens", "kept", "attention", "protected", "coverage")] == [
+        "16", "6", "1", "2", "3"]
+    assert values["image_stamp_ns"] == str(5 * S)
+
+
+def test_a_robot_without_protection_is_a_warning_with_the_reason():
+    status, values = read(Health("node").latency(inference(), 1.0, "no transform", 0))
+    assert status.level == DiagnosticStatus.WARN and values["no_protection"] == "no transform"
+
+
+def test_percentiles_are_those_of_the_window():
+    health = Health("node")
+    for index in range(101):
+        health.record(inference(llm_ms=float(index)), 2.0 * index, 0)
+    _, values = summarise(health)
+    assert (values["llm_p50_ms"], values["llm_p95_ms"]) == ("50.000", "95.000")
+    assert (values["image_age_p50_ms"], values["image_age_p95_ms"]) == ("100.000", "190.000")
+    assert values["inferences"] == "101"
+
+
+def test_the_rate_is_that_of_the_last_seconds():
+    health = Health("node")
+    for index in range(20):
+        health.record(inference(), 1.0, index * S // 4)
+    assert float(summarise(health, wall_ns=20 * S // 4)[1]["rate_hz"]) == pytest.approx(4.0, abs=0.2)
+    assert float(summarise(health, wall_ns=60 * S)[1]["rate_hz"]) == 0.0
+
+
+def test_everything_is_counted_but_the_same_is_not_logged_again_at_once():
+    health = Health("node")
+    logged = [health.note("image", "bad", wall_ns) for wall_ns in (0, S, 2 * S)]
+    assert logged == [True, False, False]
+    assert health.note("image", "worse", 2 * S) is True
+    assert health.note("image", "worse", 3 * S + round(REMEMBERED_S * S)) is True
+    _, values = summarise(health)
+    assert values["count.image"] == "5" and values["reason.image"] == "worse"
+    assert values["count.stale_image"] == "0"
+
+
+@pytest.mark.parametrize(("changes", "notes", "level", "message"), [
+    ({"failure": "could not configure: no file"}, [], DiagnosticStatus.ERROR, "could not configure: no file"),
+    ({"state": "inactive"}, [("image", "bad")], DiagnosticStatus.OK, "inactive"),
+    ({}, [], DiagnosticStatus.OK, "running"),
+    ({"hold": "no camera"}, [], DiagnosticStatus.WARN, "holding: no camera"),
+    ({}, [("no_protection", "no transform")], DiagnosticStatus.WARN, "no transform"),
+    ({"hold": "waiting"}, [("inference", "boom")], DiagnosticStatus.ERROR, "inference failed: boom")])
+def test_how_things_stand_in_one_sentence(changes, notes, level, message):
+    health = Health("node")
+    for kind, sentence in notes:
+        health.note(kind, sentence, 0)
+    status, _ = summarise(health, wall_ns=S, **changes)
+    assert (status.level, status.message) == (level, message)
+
+
+def test_what_is_long_over_colours_nothing():
+    health = Health("node")
+    health.note("inference", "boom", 0)
+    status, values = summarise(health, wall_ns=round((REMEMBERED_S + 1) * S))
+    assert (status.level, values["count.inference"]) == (DiagnosticStatus.OK, "1")
