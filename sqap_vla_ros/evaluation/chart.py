@@ -45,9 +45,10 @@ def _draw_success(axes: Axes, row: Mapping[str, Any], offset: float, style: dict
     bounds = [wilson_interval(entry["successes"], entry["episodes"]) for entry in counts.values()]
     whiskers = [[share - low for share, (low, _) in zip(shares, bounds, strict=True)],
                 [high - share for share, (_, high) in zip(shares, bounds, strict=True)]]
-    bars = axes.bar([place + offset for place in range(len(counts))], shares, yerr=whiskers, capsize=3, **style)
-    axes.bar_label(bars, [f"{entry['successes']}/{entry['episodes']}" for entry in counts.values()],
-                   label_type="center", fontsize=8)
+    places = [place + offset for place in range(len(counts))]
+    axes.bar(places, shares, yerr=whiskers, capsize=3, **style)
+    for place, entry in zip(places, counts.values(), strict=True):
+        axes.text(place, 0.02, f"{entry['successes']}/{entry['episodes']}", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(counts)), list(counts))
 
 
