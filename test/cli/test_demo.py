@@ -119,3 +119,16 @@ def test_help_teaches():
                             text=True, timeout=60, check=True)
     for part in ("--episodes N", "examples:", "summary.json", "Exit codes: 0 it worked"):
         assert part in answer.stdout
+
+
+def test_packaged_policy_moves_the_robot_compressed(sqap, tmp_path):
+    code, output, errors = finish(sqap("demo", "--methods", "w4a4+sqap@0.4", "--episodes", 3, "--no-video",
+                                       "--out", tmp_path))
+    row = json.loads(output[-1])["compressed"]
+    assert row["successes"] >= 2, errors
+    assert code == (0 if row["successes"] == 3 else 1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["weight_ratio"] <= 0.16
+    # The last inference may still be on its way when the episode ends; the robot never waited in vain.
+    steps = sum(scene["compressed"]["steps"] for scene in summary["scenes"])
+    assert steps / 2 - 3 <= summary["compressed"]["inferences"] <= steps / 2 + 6
