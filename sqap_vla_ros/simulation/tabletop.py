@@ -228,6 +228,8 @@ class Tabletop:
             rotation = self._plan.site_xmat[self._tool].reshape(3, 3)
             error = np.concatenate([self._target - self._plan.site_xpos[self._tool],
                                     _rotation_vector(self._target_rotation @ rotation.T)])
+            if np.abs(error).max() < 1e-7:
+                return
             arm = jacobian[:, self._arm_dof]
             delta = arm.T @ np.linalg.solve(arm @ arm.T + _DAMPING * np.eye(6) * 0.1, error)
             self._plan.qpos[self._arm] += np.clip(delta, -0.2, 0.2)
