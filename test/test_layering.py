@@ -16,7 +16,8 @@ ORDER = (
 EXCEPTIONS = {"simulation/robot_node.py": {"ros"}, "training": {"simulation"}}
 ROS = {"rclpy", "tf2_ros", "cv_bridge", "ament_index_python", "launch", "launch_ros"}
 NUMERIC = {"numpy", "torch", "transformers", "safetensors", "cv2", "scipy", "mujoco"}
-ONLY = {"quantization": {"torch", "safetensors"}, "pruning": {"torch"}, "geometry": {"numpy"}}
+# Selection ends in `data.TokenUse`, which crosses borders as NumPy, and its loop over a few tokens is quicker there.
+ONLY = {"quantization": {"torch", "safetensors"}, "pruning": {"torch", "numpy"}, "geometry": {"numpy"}}
 
 
 def imports_of(module):
