@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,16 +73,17 @@ class SystemPackage(NamedTuple):
     required: bool = True
 
 
-def run(log: Path, *command: str | Path, cwd: Path = ROOT, **extra_env: str) -> None:
+def run(log: Path, *command: str | Path, extra_env: Mapping[str, str] | None = None) -> None:
     """Run ``command`` with its output appended to ``log``.
 
     :raises SetupError: with the output's end when it fails
     """
     # The ROS wheels mark an environment they have set up; inherited from another .venv the mark would be wrong here.
-    env = {key: value for key, value in os.environ.items() if key != "_ROS_WHEELS_BOOTSTRAP_COMPLETE"} | extra_env
+    env = {key: value for key, value in os.environ.items() if key != "_ROS_WHEELS_BOOTSTRAP_COMPLETE"}
+    env.update(extra_env or {})
     with log.open("ab") as out:
         start = out.tell()
-        result = subprocess.run([str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+        result = subprocess.run([str(part) for part in command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
                                 stdout=out, stderr=subprocess.STDOUT, check=False)
     if result.returncode:
         tail = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()[-15:]
@@ -175,8 +176,8 @@ def build_definitions(log: Path) -> None:
         shutil.rmtree(build, ignore_errors=True)
         run(log, VENV / "bin/cmake", "-G", "Ninja", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF", f"-DCMAKE_MAKE_PROGRAM={VENV}/bin/ninja", f"-DCMAKE_INSTALL_PREFIX={VENV}",
-            f"-DPython3_EXECUTABLE={VENV}/bin/python", **prefix)
-        run(log, VENV / "bin/cmake", "--build", build, "--target", "install", **prefix)
+            f"-DPython3_EXECUTABLE={VENV}/bin/python", extra_env=prefix)
+        run(log, VENV / "bin/cmake", "--build", build, "--target", "install", extra_env=prefix)
     shutil.rmtree(STATE / "build")
 
 
