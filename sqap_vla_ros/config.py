@@ -53,7 +53,8 @@ class PruneKnobs:
     rule: str = knob("sqap", "Selection rule; 'none' keeps every token.", choices=("none", "sqap"))
     pruned_ratio: float = knob(0.4, "Share of the visual tokens dropped, 0 to 1.", minimum=0.0, maximum=0.95)
     layer: int = knob(2, "Decoder layer (from 0) after which tokens leave.", minimum=0, maximum=255)
-    attention_ratio: float = knob(0.1, "Share of the kept tokens chosen by attention, 0 to 1.", minimum=0.0, maximum=1.0)
+    attention_ratio: float = knob(0.1, "Share of the kept tokens chosen by attention, 0 to 1.",
+                                  minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class DemoConfig:
         :raises CheckpointError: when a field is missing or unknown
         """
         try:
-            action = {key: tuple(value) if isinstance(value, list) else value
-                      for key, value in values["action"].items()}
+            action: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                      for key, value in values["action"].items()}
             return cls(vision=VitConfig(**values["vision"]), decoder=LlamaConfig(**values["decoder"]),
                        vocabulary=tuple(values["vocabulary"]), action=ActionSpec(**action))
         except (KeyError, TypeError, AttributeError) as error:
@@ -115,7 +115,7 @@ class DemoVla(nn.Module):
 
     def rotation_sites(self) -> RotationSites:
         """One residual stream: words and projector write it, the layers read and write, the head reads."""
-        layers = list(self.decoder.layers)
+        layers = self.decoder.blocks
         writers = [self.projector_fc2]
         readers = []
         for layer in layers:
@@ -124,8 +124,9 @@ class DemoVla(nn.Module):
             readers += [Reader(layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
                         Reader(layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))]
         readers.append(Reader(self.decoder.norm, (self.head_fc1,)))
-        return RotationSites(self.config.decoder.hidden_size, (self.embed_tokens.weight,), tuple(writers),
-                             tuple(readers), tuple(layer.self_attn for layer in layers),
+        words = cast(nn.Parameter, self.embed_tokens.weight)
+        return RotationSites(self.config.decoder.hidden_size, (words,), tuple(writers), tuple(readers),
+                             tuple(layer.self_attn for layer in layers),
                              tuple(layer.mlp for layer in layers))
 
     def quantizable_linears(self) -> dict[str, nn.Linear]:

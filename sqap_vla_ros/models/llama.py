@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,11 @@ class LlamaDecoder(nn.Module):
         self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    @property
+    def blocks(self) -> list[LlamaLayer]:
+        """The layers, first to last."""
+        return cast(list[LlamaLayer], list(self.layers))
+
     def forward(self, x: Tensor, positions: Tensor, *, mask: Tensor | None = None,
                 prune: PruneStep | None = None) -> Tensor:
         """Run one prefill.
@@ -176,10 +181,10 @@ class LlamaDecoder(nn.Module):
         """
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for index, layer in enumerate(self.layers):
-            pruning_here = prune is not None and prune.layer == index
-            x, scores = layer(x, rope, mask, prune.visual if pruning_here else None)
-            if pruning_here:
-                keep = _kept_positions(prune, scores, x.shape[1])
+            here = prune if prune is not None and prune.layer == index else None
+            x, scores = layer(x, rope, mask, None if here is None else here.visual)
+            if here is not None:
+                keep = _kept_positions(here, scores, x.shape[1])
                 x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
                 positions = positions.gather(1, keep)
                 rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)

@@ -1,4 +1,7 @@
-"""Everything about the tabletop that can be chosen: camera, light, table, blocks, tray. Metres, radians, degrees where named."""
+"""Everything about the tabletop that can be chosen: camera, light, table, blocks, tray.
+
+Lengths are metres; angles are what their names say.
+"""
 
 from __future__ import annotations
 

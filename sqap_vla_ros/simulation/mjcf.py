@@ -76,7 +76,8 @@ def _arm() -> str:
         low, high = _LIMITS[index]
         y, z = -d * math.sin(alpha), d * math.cos(alpha)
         text += f"""
-<body name="panda_link{index + 1}" pos="{a} {y} {z}" quat="{math.cos(alpha / 2)} {math.sin(alpha / 2)} 0 0" gravcomp="1">
+<body name="panda_link{index + 1}" pos="{a} {y} {z}" quat="{math.cos(alpha / 2)} {math.sin(alpha / 2)} 0 0"
+      gravcomp="1">
   <joint name="{ARM_JOINTS[index]}" type="hinge" axis="0 0 1" range="{low} {high}" armature=".1" damping="1"/>
   <geom type="capsule" fromto="{_LINK_SHAPES[index]}" size="{_LINK_RADII[index]}" mass="1.5" rgba=".92 .92 .92 1"
         contype="0" conaffinity="0"/>"""

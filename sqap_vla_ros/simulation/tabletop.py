@@ -13,7 +13,7 @@ from sqap_vla_ros.simulation.mjcf import ARM_JOINTS, FINGER_JOINTS, FINGER_TRAVE
 from sqap_vla_ros.simulation.tasks import Task
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
-import mujoco  # noqa: E402  (reads MUJOCO_GL when imported)
+import mujoco  # reads MUJOCO_GL when imported
 
 CONTROL_PERIOD_S = 0.1
 TICK_S = 0.02
@@ -73,7 +73,11 @@ class Tabletop:
         self._arm_dof = np.array([self._model.joint(name).dofadr[0] for name in ARM_JOINTS])
         self._fingers = np.array([self._model.joint(name).qposadr[0] for name in FINGER_JOINTS])
         self._tool = self._model.site("tool0").id
-        self._linear, self._angular, self._opening = np.zeros(3), np.zeros(3), 1.0
+        self._linear: np.ndarray = np.zeros(3)
+        self._angular: np.ndarray = np.zeros(3)
+        self._opening = 1.0
+        self._target: np.ndarray = np.zeros(3)
+        self._target_rotation: np.ndarray = _DOWN.copy()
         self.reset(0)
 
     def reset(self, seed: int) -> Scene:
@@ -82,14 +86,14 @@ class Tabletop:
         mujoco.mj_resetData(self._model, self._data)
         count = int(rng.integers(self.layout.block_counts[0], self.layout.block_counts[1] + 1))
         colors = tuple(str(color) for color in rng.permutation(list(COLORS))[:count])
-        tray = np.array([*self.layout.tray_center, 0.0])
+        tray: np.ndarray = np.array([*self.layout.tray_center, 0.0])
         tray[:2] += rng.uniform(-1, 1, 2) * self.layout.tray_jitter_m
         self._model.body("tray").pos[:] = tray
         for index, color in enumerate(COLORS):
             self._set_block(color, np.array([-1.0, -0.5 + 0.25 * index]), 0.0)
         for color, place in zip(colors, self._sample_places(rng, count), strict=True):
             self._set_block(color, place, rng.uniform(-1, 1) * self.layout.block_yaw_rad)
-        area = np.array(self.layout.start_area).reshape(3, 2)
+        area: np.ndarray = np.array(self.layout.start_area).reshape(3, 2)
         self._move_arm_to(rng.uniform(area[:, 0], area[:, 1]))
         self._scene = Scene(seed, colors)
         self._linear, self._angular, self._opening = np.zeros(3), np.zeros(3), 1.0

@@ -1,4 +1,7 @@
-"""Where training frames come from: the expert, disturbed on purpose, and the policy itself (DAgger, Ross et al. 2011)."""
+"""Where training frames come from: the expert, disturbed on purpose, and the policy itself (DAgger).
+
+DAgger: Ross, Gordon and Bagnell, AISTATS 2011.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,11 +49,12 @@ class ShardWriter:
             self._labels[name].append(value)
 
     def write(self, path: Path) -> None:
-        """Write ``path`` (labels, .npz) and its pictures beside it (.npy); the labels last, as the sign of a whole shard."""
+        """Write the labels to ``path`` (.npz) after the pictures beside it (.npy): labels mean a whole shard."""
         pictures = path.with_suffix(".npy")
         np.save(pictures, np.stack(self._images))
         unfinished = path.with_suffix(".part.npz")
-        np.savez(unfinished, **{name: np.stack(values) for name, values in self._labels.items()})
+        labels: dict[str, Any] = {name: np.stack(values) for name, values in self._labels.items()}
+        np.savez(unfinished, **labels)
         os.replace(unfinished, path)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.demo import ACT, BOS, DemoVla
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.simulation.tasks import COLORS, KINDS, Task
@@ -111,7 +112,7 @@ def sample_instructions(batch: Batch, rng: np.random.Generator, count: int) -> t
 
 
 def segment_positions(patch_stride: int, tokens: int, count: int, length: int) -> Tensor:
-    """(1, S) position ids: a coarse grid takes the ids its tokens have on the fine grid; all segments start alike."""
+    """(1, S) position ids: coarse tokens take those of their places on the fine grid, segments start alike."""
     factor = patch_stride // FINE_STRIDE_PX
     side = round(tokens**0.5)
     rows = torch.arange(side) * factor
@@ -131,8 +132,8 @@ def segment_mask(prefix: int, count: int, length: int) -> Tensor:
 def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     """(B, H, W, 3) uint8 to normalised (B, 3, H, W), brightness and tint varied a little."""
     pixels = images.permute(0, 3, 1, 2).float() / 255.0
-    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(images), 3, 1, 1)))
-    return ((pixels * gain.float()).clamp(0, 1) - 0.5) / 0.5
+    gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(images), 3, 1, 1))
+    return ((pixels * torch.from_numpy(gain).float()).clamp(0, 1) - 0.5) / 0.5
 
 
 def _pick(text: Tensor, at: Tensor) -> Tensor:
@@ -163,6 +164,8 @@ def refine_grid(model: DemoVla, finer: DemoVla) -> None:
 def load_policy(checkpoint: Path) -> DemoVla:
     """A checkpoint in float32, ready to infer."""
     model = load_model(checkpoint)
+    if not isinstance(model, DemoVla):
+        raise CheckpointError(f"'{checkpoint}' holds a {model.family} model; only the demo family is trained here")
     return model.eval()
 
 

@@ -81,5 +81,7 @@ class Settings:
 def demo_config(patch_stride: int) -> DemoConfig:
     """Architecture of the demo policy on the grid that ``patch_stride`` gives."""
     bounds = (MAX_STEP_M,) * 3 + (MAX_TURN_RAD,) * 3
-    action = ActionSpec(CHUNK_STEPS, tuple(-value for value in bounds) + (0.0,), bounds + (1.0,), (True,) * 6 + (False,))
-    return DemoConfig(VitConfig(224, FIELD_PX, patch_stride, 192, 4, 3), LlamaConfig(256, 768, 6, 4, 4), VOCABULARY, action)
+    low = tuple(-value for value in bounds) + (0.0,)
+    action = ActionSpec(CHUNK_STEPS, low, bounds + (1.0,), (True,) * 6 + (False,))
+    vision = VitConfig(224, FIELD_PX, patch_stride, 192, 4, 3)
+    return DemoConfig(vision, LlamaConfig(256, 768, 6, 4, 4), VOCABULARY, action)

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train/checkpoint"), metavar="DIR",
                         help="where the finished checkpoint goes (default: out/train/checkpoint)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X",
-                        help="shrink frames, samples and validation by this factor; 0.002 shows within minutes that all of it runs")
+                        help="shrink frames, samples and validation by this factor; 0.002 shows in minutes that "
+                             "all of it runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="processes that collect and validate (default: one per core)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and collection (default: 0)")
@@ -57,7 +58,8 @@ def scaled(settings: Settings, factor: float) -> Settings:
     stages = tuple(replace(stage, expert_frames=math.ceil(stage.expert_frames * factor),
                            dagger_frames=math.ceil(stage.dagger_frames * factor),
                            samples=math.ceil(stage.samples * factor)) for stage in settings.stages)
-    return replace(settings, stages=stages, validation_episodes=max(3, math.ceil(settings.validation_episodes * factor)))
+    episodes = max(3, math.ceil(settings.validation_episodes * factor))
+    return replace(settings, stages=stages, validation_episodes=episodes)
 
 
 class Trainer:
