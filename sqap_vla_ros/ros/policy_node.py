@@ -20,7 +20,6 @@ from std_msgs.msg import String
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.errors import ConfigError, InferenceError, InputError
-from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import NS_PER_S, decode_image, stamp_to_ns
 from sqap_vla_ros.ros.commands import Commander
@@ -37,6 +36,16 @@ DIAGNOSTICS_PERIOD_S = 1.0
 STOP_TIMEOUT_S = 5.0
 
 
+def load_policy(config: Config) -> PolicyLike:
+    """The policy of :func:`~sqap_vla_ros.policy.policy.build_policy`.
+
+    Its libraries take seconds to import; this way configure takes them, and the node itself is up at once.
+    """
+    from sqap_vla_ros.policy.policy import build_policy
+
+    return build_policy(config)
+
+
 class PolicyNode(SafeLifecycleNode):
     """See the module's docstring.
 
@@ -46,7 +55,7 @@ class PolicyNode(SafeLifecycleNode):
 
     _policy: PolicyLike
 
-    def __init__(self, policy_factory: Callable[[Config], PolicyLike] = build_policy, **options: Any) -> None:
+    def __init__(self, policy_factory: Callable[[Config], PolicyLike] = load_policy, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
         declare_parameters(self)
         self.declare_parameter("autostart", False, ParameterDescriptor(

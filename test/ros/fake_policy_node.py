@@ -20,13 +20,18 @@ SIZE = 32
 # The first step of each instruction: m, rad, gripper opening. 'shift' moves along x, and closes the gripper.
 STEPS = {"go": (0.02, 0.0, 0.0, 0.0, 0.0, 0.05, 1.0), "shift": (0.0, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0),
          "race": (0.3, 0.4, 0.0, 0.0, 0.0, 0.0, 1.0), "nan": (0.02, np.nan, 0.0, 0.0, 0.0, 0.0, 1.0)}
-KNOWN = (*STEPS, "fail", "crash", "block")
+KNOWN = (*STEPS, "fail", "crash", "block", "count")
 
 
 class FakePolicy:
-    """Obeys at once. 'fail' and 'crash' raise; 'block', and all after ``pause`` is set, wait for ``unblock``."""
+    """Obeys at once, or after ``delay_s``.
+
+    'fail' and 'crash' raise; 'block', and all after ``pause`` is set, wait for ``unblock``; 'count' gets faster by
+    0.1 m/s with each step.
+    """
 
     image_size = SIZE
+    delay_s = 0.0
 
     def __init__(self, config):
         self.config = config
@@ -55,7 +60,10 @@ class FakePolicy:
             raise ZeroDivisionError("nobody foresaw this")
         if observation.instruction == "block" or self.pause.is_set():
             self.unblock.wait(30.0)
+        threading.Event().wait(self.delay_s)
         steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (CHUNK_STEPS, 1))
+        if observation.instruction == "count":
+            steps[:, 0] = 0.01 * np.arange(1, CHUNK_STEPS + 1)
         kept = np.array([0, 5, 6, 9, 15])
         rules = np.array([0, 1, 1, 2, 2], dtype=np.int8)
         return Inference(ActionChunk(observation.stamp_ns, STEP_NS, steps),

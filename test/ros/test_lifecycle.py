@@ -1,0 +1,149 @@
+import threading
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import GetParameters
+
+from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.policy.policy import build_policy
+from sqap_vla_ros.ros import codecs
+from sqap_vla_ros.ros.commands import HALTS
+
+
+def moves(message):
+    return codecs.decode_twist(message)[0].any()
+
+
+def rests(message):
+    return not np.concatenate(codecs.decode_twist(message)).any()
+
+
+def test_the_whole_life_and_back(launch, peer):
+    running = launch()
+    assert peer.state_label() == "unconfigured"
+    assert peer.transition("configure") and peer.state_label() == "inactive"
+    assert running.policy.warm_ups == 1
+    assert peer.transition("activate") and peer.state_label() == "active"
+    assert peer.transition("deactivate") and peer.state_label() == "inactive"
+    assert peer.transition("activate") and peer.transition("deactivate")
+    assert peer.transition("cleanup") and peer.state_label() == "unconfigured"
+    # A second life with a policy of its own.
+    assert peer.transition("configure") and len(running.policies) == 2
+    peer.instruct("go")
+    assert peer.transition("activate")
+    peer.wait_twists(moves, "motion in the second life", count=3)
+    assert peer.transition("active_shutdown") and peer.state_label() == "finalized"
+
+
+def test_the_executor_goes_on_while_a_model_loads(launch, peer, fake):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def slow_policy(config):
+        loading.set()
+        assert go_on.wait(30.0)
+        return fake.FakePolicy(config)
+
+    launch(slow_policy)
+    peer.wait(peer.change.service_is_ready, "the service")
+    answer = peer.change.call_async(transition_request("configure"))
+    peer.wait(loading.is_set, "loading")
+    # Parameters, state and diagnostics all answer meanwhile; so does a second, refused, transition.
+    client = peer.node.create_client(GetParameters, "policy_node/get_parameters")
+    recipe = peer.call(client, GetParameters.Request(names=["model.recipe"])).values[0].string_value
+    assert recipe == "w4a4"
+    assert peer.state_label() == "configuring"
+    assert peer.transition("activate") is False
+    peer.diagnosis(lambda status, values: values["state"] == "configuring", "a summary", streaming=False)
+    assert not answer.done()
+    go_on.set()
+    peer.wait(answer.done, "the answer")
+    assert answer.result().success and peer.state_label() == "inactive"
+
+
+def transition_request(name):
+    return ChangeState.Request(transition=Transition(label=name))
+
+
+@pytest.mark.parametrize(("error", "sentence"), [
+    (CheckpointError("/there/is/nothing does not exist"), "could not configure: /there/is/nothing does not exist"),
+    (ZeroDivisionError("nobody foresaw this"), "could not configure: ZeroDivisionError: nobody foresaw this")])
+def test_a_failed_configure_is_told_and_can_be_tried_again(launch, peer, fake, error, sentence):
+    broken = [error]
+
+    def build(config):
+        if broken:
+            raise broken.pop()
+        return fake.FakePolicy(config)
+
+    launch(build)
+    assert peer.transition("configure") is False
+    assert peer.state_label() == "unconfigured"
+    status, _ = peer.diagnosis(lambda status, values: status.level == DiagnosticStatus.ERROR, "it", streaming=False)
+    assert status.message == sentence
+    assert peer.transition("configure")
+    status, _ = peer.diagnosis(lambda status, values: values["state"] == "inactive", "all well", streaming=False)
+    assert (status.level, status.message) == (DiagnosticStatus.OK, "inactive")
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_a_checkpoint_that_cannot_be_read_fails_configure_with_a_sentence(launch, peer, tmp_path, damage):
+    folder = tmp_path / "checkpoint"
+    if damage == "corrupt":
+        folder.mkdir()
+        (folder / "config.json").write_text("{ this is no JSON")
+        (folder / "model.safetensors").write_bytes(b"rubbish")
+    launch(build_policy, model__checkpoint=str(folder))
+    assert peer.transition("configure") is False
+    status, _ = peer.diagnosis(lambda status, values: status.level == DiagnosticStatus.ERROR, "it", streaming=False)
+    assert status.message.startswith("could not configure: ") and str(folder) in status.message
+
+
+def test_a_transition_that_the_state_does_not_have_is_refused_and_nothing_else_happens(launch, peer):
+    launch()
+    for name in ("activate", "deactivate", "cleanup"):
+        assert peer.transition(name) is False
+    assert peer.call(peer.change, transition_request("dance")).success is False
+    assert peer.state_label() == "unconfigured"
+
+
+def test_deactivation_rests_the_robot_several_times_and_then_is_silent(launch, peer):
+    launch(autostart=True)
+    peer.instruct("go")
+    peer.wait_twists(moves, "motion", count=5)
+    assert peer.transition("deactivate")
+    peer.wait(lambda: peer.heard["twist"] and rests(peer.heard["twist"][-1]), "rest")
+    # Give what would still come the time of ten commands: three summaries.
+    peer.heard["diagnostics"].clear()
+    peer.wait(lambda: len(peer.heard["diagnostics"]) >= 3, "summaries")
+    last_motion = max(index for index, message in enumerate(peer.heard["twist"]) if moves(message))
+    # The newest is kept only, so some of the halts may have replaced each other on the way.
+    assert 1 <= len(peer.heard["twist"]) - 1 - last_motion <= HALTS
+    peer.heard["twist"].clear()
+    peer.send_frame()
+    peer.heard["diagnostics"].clear()
+    peer.wait(lambda: len(peer.heard["diagnostics"]) >= 3, "summaries")
+    assert peer.heard["twist"] == []
+
+
+def test_after_deactivation_motion_needs_a_new_instruction(launch, peer):
+    launch(autostart=True)
+    peer.instruct("go")
+    peer.wait_twists(moves, "motion", count=3)
+    assert peer.transition("deactivate")
+    peer.wait(lambda: peer.heard["active"][-1].data == "", "the end of the instruction")
+    assert peer.transition("activate")
+    _, values = peer.diagnosis(lambda status, values: values["state"] == "active" and values["hold"], "the hold")
+    assert values["hold"] == "there is no instruction on instruction yet"
+    assert rests(peer.heard["twist"][-1])
+    peer.instruct("go")
+    peer.wait_twists(moves, "motion again", count=3)
+
+
+def test_a_hanging_inference_does_not_hold_up_deactivation(launch, peer):
+    running = launch(autostart=True)
+    peer.instruct("block")
+    peer.wait_streaming(lambda: running.policy.observations, "the inference that hangs")
+    assert peer.transition("deactivate") and peer.state_label() == "inactive"
