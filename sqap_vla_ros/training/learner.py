@@ -118,7 +118,8 @@ def segment_positions(patch_stride: int, tokens: int, count: int, length: int) -
     rows = torch.arange(side) * factor
     visual = 1 + (rows[:, None] * side * factor + rows[None]).flatten()
     start = 1 + (side * factor) ** 2
-    return torch.cat((torch.zeros(1, dtype=torch.long), visual, torch.arange(start, start + length).repeat(count)))[None]
+    segments = torch.arange(start, start + length).repeat(count)
+    return torch.cat((torch.zeros(1, dtype=torch.long), visual, segments))[None]
 
 
 def segment_mask(prefix: int, count: int, length: int) -> Tensor:
