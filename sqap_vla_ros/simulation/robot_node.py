@@ -40,6 +40,7 @@ NODE_NAME = "sim_robot"
 CAMERA_FRAME = "camera_optical_frame"
 FIRST_STAMP_NS = 1_000_000_000
 REPEAT_PERIOD_S = 0.25
+COMPANIONS = 4
 EFFORT_N = 15.0
 
 
@@ -56,7 +57,8 @@ class RobotNode(Node):
         self._simulated = bool(self._value("publish_clock"))
         self._wait_s, self._factor = self._value("wait_for_command_s"), self._value("real_time_factor")
         check_time(simulated=self._simulated, wait_s=self._wait_s, factor=self._factor)
-        self._session = Session(self._layout(), FIRST_STAMP_NS if self._simulated else self._wall_ns())
+        begin_ns = FIRST_STAMP_NS if self._simulated else self.get_clock().now().nanoseconds
+        self._session = Session(self._layout(), begin_ns)
         self._goals: list[ServerGoalHandle] = []
         self._next_seed = 0
         self._open_ends()
@@ -101,24 +103,28 @@ class RobotNode(Node):
             self._executor.spin_once(timeout_sec=min(begin + self._wait_s, repeat) - now)
             if self._session.scene_number != scene or not self._keep_going():
                 return
+        # What was sent together shall act together: the gripper's goal travels beside the velocity.
+        for _ in range(COMPANIONS):
+            self._executor.spin_once(timeout_sec=0.0)
 
     def _play_period(self, scene: int) -> None:
         tick_s = TICK_NS / 1e9 / self._factor if self._factor > 0.0 else 0.0
-        # Time lost to waiting is not caught up.
+        # Of the time lost to waiting, half a period at most is caught up.
         self._period_start = max(self._period_start, time.monotonic() - TICKS_PER_STEP * tick_s / 2)
         for tick in range(1, TICKS_PER_STEP + 1):
             if self._session.scene_number != scene:
                 return
             self._session.tick()
-            self._publish_clock()
-            self._publish_transforms()
+            if tick < TICKS_PER_STEP:  # The last moment is told together with its picture.
+                self._publish_clock()
+                self._publish_transforms()
             self._settle_goals()
             self._spin_until(self._period_start + tick * tick_s)
         self._period_start += TICKS_PER_STEP * tick_s
         if self._session.scene_number != scene:
             return
         if not self._simulated:
-            self._session.now_ns = max(self._session.now_ns, self._wall_ns())
+            self._session.now_ns = max(self._session.now_ns, self.get_clock().now().nanoseconds)
         self._session.end_step()
         self._publish_outcome()
 
@@ -132,14 +138,14 @@ class RobotNode(Node):
     # --- what goes out
 
     def _publish_frame(self) -> None:
-        session, stamp_ns = self._session, self._session.now_ns
+        # Drawn first, so that nobody knows the time long before the picture of that time.
+        session, stamp_ns, picture = self._session, self._session.now_ns, self._session.tabletop.render()
         self._publish_clock()
         self._publish_transforms()
         names, positions, velocities = session.tabletop.joint_state()
         self._joints.publish(JointState(header=codecs.make_header(stamp_ns, ""), name=list(names),
                                         position=positions.tolist(), velocity=velocities.tolist()))
         self._info.publish(codecs.encode_camera_info(session.tabletop.camera(), stamp_ns, CAMERA_FRAME))
-        picture = session.tabletop.render()
         self._image.publish(codecs.encode_image(picture, stamp_ns, CAMERA_FRAME))
         if self._compressed.get_subscription_count() > 0:
             self._compressed.publish(codecs.encode_compressed(picture, stamp_ns, CAMERA_FRAME))
@@ -218,11 +224,9 @@ class RobotNode(Node):
             response.success, response.message = False, str(error)
             return response
         self._end_goals(ServerGoalHandle.abort)
-        self._publish_clock()
         self._publish_static()
         self._publish_outcome()
-        scene = self._session.scene
-        response.success = True
+        scene, response.success = self._session.scene, True
         response.message = f"scene {scene.seed} with {', '.join(scene.colors)} blocks"
         self.get_logger().info(response.message)
         return response
@@ -267,9 +271,6 @@ class RobotNode(Node):
             goal_callback=self._on_gripper_goal, handle_accepted_callback=self._on_gripper_accepted)
         self.create_service(interface.NEW_SCENE.type, interface.NEW_SCENE.name, self._on_new_scene)
         self.create_service(interface.RESET.type, interface.RESET.name, self._on_reset)
-
-    def _wall_ns(self) -> int:
-        return self.get_clock().now().nanoseconds
 
 
 def main(args: list[str] | None = None) -> int:
