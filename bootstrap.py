@@ -91,6 +91,11 @@ def run(log: Path, *command: str | Path, extra_env: Mapping[str, str] | None = N
         raise SetupError("\n".join([*tail, f"'{shown} ...' ended with {result.returncode}"]))
 
 
+def succeeds(*command: str) -> bool:
+    """Whether a quick question to the machine is answered with yes."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def pip_install(log: Path, *arguments: str | Path) -> None:
     """Install into ``.venv`` at the pinned versions."""
     run(log, VENV / "bin/python", "-m", "pip", "install", "--no-input", "--disable-pip-version-check",
@@ -105,7 +110,7 @@ def sourced_ros() -> str:
     distro = os.environ.get("ROS_DISTRO", "")
     if not distro or not os.environ.get("AMENT_PREFIX_PATH"):
         return ""
-    if subprocess.run([PYTHON, "-c", "import rclpy"], capture_output=True, check=False).returncode:
+    if not succeeds(PYTHON, "-c", "import rclpy"):
         raise SetupError(f"ROS 2 {distro} is sourced, but {PYTHON} (Python {platform.python_version()}) cannot import "
                          "its rclpy; name the Python it was built for: make PYTHON=/usr/bin/python3")
     return distro
@@ -150,22 +155,30 @@ def install_system_packages(log: Path, packages: list[SystemPackage]) -> None:
 
     :raises SetupError: when a required one stays missing
     """
-    names = [package.debian for package in packages]
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    reason = "apt-get is not on this machine"
-    if shutil.which("apt-get") and (not root or shutil.which("sudo")):
+    if not shutil.which("apt-get"):
+        reason = "apt-get is not on this machine"
+    elif root and not (shutil.which("sudo") and succeeds(*root, "true")):
+        reason = "only root may install these"
+    else:
         apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
-        try:
-            run(log, *apt, "update")
-            run(log, *apt, "install", "-y", "--no-install-recommends", *names)
+        succeeds(*apt, "update")  # without the network the lists already here may do
+        failed = []
+        for package in packages:  # one by one: a release that lacks an optional one still gets the others
+            try:
+                run(log, *apt, "install", "-y", "--no-install-recommends", package.debian)
+            except SetupError as error:
+                failed.append(package)
+                reason = str(error)
+        if not failed:
             return
-        except SetupError as error:
-            reason = str(error).splitlines()[-1]
+        packages = failed
     needs = "".join(f"\n      {package.debian}: {package.purpose}" for package in packages)
-    message = f"{reason}; please install{needs}\n      on Debian or Ubuntu: sudo apt-get install {' '.join(names)}"
+    names = " ".join(package.debian for package in packages)
+    message = f"{reason}{needs}\n      on Debian or Ubuntu: sudo apt-get install {names}"
     if any(package.required for package in packages):
         raise SetupError(message)
-    print(f"\n      without it for now: {message}\n     ", end="", flush=True)
+    print(f"going on without: {message}\n     ", end="", flush=True)
 
 
 def build_definitions(log: Path) -> None:
