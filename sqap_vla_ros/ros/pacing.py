@@ -2,7 +2,8 @@
 
 A simulator may hold its clock still until a command for the present moment comes. A command from the old chunk would
 set it free too early, and the simulated robot would be answered late by as much as the machine is slow. So under
-simulated time a command waits while the picture of this very moment is being answered, or is on its way.
+simulated time a command waits while the picture of this very moment is being answered, or, as long as the clock does
+stand still, is on its way.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.policy.chunk import executed_steps, step_at
 
-# Longest wall time for which a picture that should be there by now is waited for. Below Servo's command timeout.
-PICTURE_GRACE_S = 0.09
+# Longest wall time for which a picture that should be there by now is waited for; it may have been lost.
+PICTURE_GRACE_S = 0.5
 _LONGEST_PERIOD_NS = 1_000_000_000
 
 
@@ -38,7 +39,7 @@ class Pacing:
         """Forget the camera, after the clock jumped."""
         self._newest_ns: int | None = None
         self._period_ns: int | None = None
-        self._missed_since_ns: int | None = None
+        self._missed_since: tuple[int, int] | None = None
 
     @property
     def newest_ns(self) -> int | None:
@@ -50,7 +51,7 @@ class Pacing:
         if self._newest_ns is not None and 0 < stamp_ns - self._newest_ns < _LONGEST_PERIOD_NS:
             self._period_ns = stamp_ns - self._newest_ns
         self._newest_ns = stamp_ns
-        self._missed_since_ns = None
+        self._missed_since = None
 
     def answer_expected(self, now_ns: int, wall_ns: int, unanswered_ns: int | None) -> bool:
         """Whether a command for ``now_ns`` will come out of a picture of this very moment.
@@ -63,6 +64,7 @@ class Pacing:
             return True
         if self._newest_ns is None or self._period_ns is None or self._newest_ns + self._period_ns > now_ns:
             return False
-        if self._missed_since_ns is None:
-            self._missed_since_ns = wall_ns
-        return wall_ns - self._missed_since_ns < PICTURE_GRACE_S * 1e9
+        if self._missed_since is None:
+            self._missed_since = (now_ns, wall_ns)
+        began_ns, began_wall_ns = self._missed_since
+        return now_ns == began_ns and wall_ns - began_wall_ns < PICTURE_GRACE_S * 1e9

@@ -34,6 +34,8 @@ from sqap_vla_ros.ros.worker import LatestWorker
 NODE_NAME = "policy_node"
 DIAGNOSTICS_PERIOD_S = 1.0
 STOP_TIMEOUT_S = 5.0
+# A jump of simulated time looks like a lost camera until the next picture is there.
+HOLD_TOLD_S = 0.3
 
 
 def load_policy(config: Config) -> PolicyLike:
@@ -63,7 +65,8 @@ class PolicyNode(SafeLifecycleNode):
         self._config = read_config(self)
         self._policy_factory = policy_factory
         self._described: dict[str, str | int | float] = {}
-        self._open, self._active, self._held_for = False, False, ""
+        self._open, self._active = False, False
+        self._held_for, self._held_since_ns, self._hold_told = "", 0, False
         self._cycle, self._report = Cycle(), Reporter(self)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._inference_ended = self.create_guard_condition(self._on_inference_end)
@@ -188,9 +191,11 @@ class PolicyNode(SafeLifecycleNode):
     def _on_tick(self) -> None:
         self._consider_picture()
         kind, sentence = self._cycle.why_hold(self._now_ns(), self._config.safety)
-        if kind and kind != self._held_for:
+        if kind != self._held_for:
+            self._held_for, self._held_since_ns, self._hold_told = kind, self._wall_ns(), False
+        if kind and not self._hold_told and self._wall_ns() - self._held_since_ns >= HOLD_TOLD_S * NS_PER_S:
+            self._hold_told = True
             self._report.note(kind, sentence)
-        self._held_for = kind
 
     def _consider_picture(self) -> None:
         """Start an inference on the newest picture if one is due, and nothing is wrong with it."""
@@ -242,14 +247,13 @@ class PolicyNode(SafeLifecycleNode):
 
     def _on_command_due(self) -> None:
         self._consider_picture()
-        if not self._active or (self._simulated and self._cycle.must_wait(self._now_ns(), self._wall_ns(),
-                                                                          self._config.control.execute_steps)):
-            return
-        self._send_command()
+        if self._active:
+            self._send_command()
 
     def _send_command(self) -> None:
         now_ns, control = self._now_ns(), self._config.control
-        if now_ns == 0:
+        waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), control.execute_steps)
+        if now_ns == 0 or waits:
             return
         try:
             command = self._cycle.command(now_ns, self._config.safety)

@@ -48,9 +48,9 @@ class LatestWorker(Generic[Item, Result]):
 
     @property
     def busy(self) -> bool:
-        """Whether an item waits or is being worked on."""
+        """Whether an item waits, is being worked on, or has an outcome that nobody has collected yet."""
         with self._changed:
-            return self._working or bool(self._waiting)
+            return self._working or bool(self._waiting or self._outcomes)
 
     def offer(self, item: Item) -> bool:
         """Hand over an item.

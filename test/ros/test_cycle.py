@@ -174,6 +174,8 @@ def test_a_picture_that_the_rhythm_promises_is_waited_for_but_not_for_long():
     assert waits(cycle, due, wall_ns=7 * S)
     assert waits(cycle, due, wall_ns=7 * S + round(0.9 * PICTURE_GRACE_S * S))
     assert not waits(cycle, due, wall_ns=7 * S + round(1.1 * PICTURE_GRACE_S * S))
+    # A clock that runs on waits for nobody.
+    assert not waits(cycle, due + 1, wall_ns=7 * S)
     show(cycle, due)
     assert waits(cycle, due, wall_ns=8 * S)
 

@@ -199,7 +199,8 @@ def test_without_a_camera_the_robot_rests_and_says_why(launch, peer):
 def test_a_camera_that_stops_is_told_once(launch, peer):
     start(launch, peer)
     peer.wait_twists(moves, "motion", count=3)
-    peer.diagnosis(lambda status, values: "is the camera running?" in status.message, "the sentence", streaming=False)
+    peer.diagnosis(lambda status, values: "is the camera running?" in values.get("reason.no_image", ""), "the sentence",
+                   streaming=False)
     peer.heard["diagnostics"].clear()
     _, values = peer.diagnosis(lambda status, values: True, "another summary", streaming=False)
     assert (values["count.no_image"], values["count.stale_image"]) == ("1", "0")

@@ -36,14 +36,17 @@ def test_the_newest_item_replaces_the_one_that_waits():
     assert bench.worker.stop(DEADLINE_S)
 
 
-def test_it_is_busy_from_the_offer_to_the_outcome():
+def test_it_is_busy_from_the_offer_until_the_outcome_is_collected():
     bench = Bench()
     assert not bench.worker.busy
     bench.worker.offer("item")
     assert bench.worker.busy
     assert bench.begun.acquire(timeout=DEADLINE_S)
     assert bench.worker.busy
-    bench.collect_one()
+    bench.go_on.release()
+    assert bench.notified.acquire(timeout=DEADLINE_S)
+    assert bench.worker.busy
+    bench.worker.collect()
     assert not bench.worker.busy
     assert bench.worker.stop(DEADLINE_S)
 
