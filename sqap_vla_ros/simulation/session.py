@@ -146,7 +146,7 @@ class Session:
         if self.now_ns - self.command_stamp_ns >= COMMAND_TIMEOUT_NS:
             linear = angular = np.zeros(3)
         elif self._frame in TOOL_FRAMES:
-            rotation = _hand_rotation(self._tabletop)
+            rotation = self._tabletop.tool_rotation()
             linear, angular = rotation @ linear, rotation @ angular
         self._tabletop.set_twist(linear, angular)
         self._tabletop.advance(TICK_S)
@@ -177,20 +177,3 @@ class Session:
     def _refuse(self, counter: str, sentence: str) -> None:
         self.counts[counter] += 1
         raise InputError(sentence)
-
-
-def _hand_rotation(tabletop: Tabletop) -> np.ndarray:
-    # The tool's frame differs from the hand's by a translation only.
-    rotation = np.eye(3)
-    for _, child, _, quaternion in tabletop.link_poses():
-        rotation = rotation @ _matrix(quaternion)
-        if child == "panda_hand":
-            break
-    return rotation
-
-
-def _matrix(quaternion: np.ndarray) -> np.ndarray:
-    x, y, z, w = quaternion
-    return np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                     [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                     [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])

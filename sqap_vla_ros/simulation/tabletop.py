@@ -160,7 +160,7 @@ class Tabletop:
 
     def state(self) -> State:
         """Where everything is."""
-        rotation = self._data.site_xmat[self._tool].reshape(3, 3)
+        rotation = self.tool_rotation()
         velocity = np.zeros(6)
         mujoco.mj_objectVelocity(self._model, self._data, mujoco.mjtObj.mjOBJ_SITE, self._tool, velocity, 0)
         blocks = {color: self._data.body(f"block_{color}").xpos.copy() for color in self._scene.colors}
@@ -184,12 +184,20 @@ class Tabletop:
 
     def static_poses(self) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
         """Frames that never move: the base in the world, the tool on the hand, the camera's optical frame."""
-        camera = self._data.camera("camera")
+        position, rotation = self.camera_pose()
         identity = np.array([0.0, 0.0, 0.0, 1.0])
         return [("world", "panda_link0", np.zeros(3), identity),
                 ("panda_hand", "tool0", self._model.site("tool0").pos.copy(), identity),
-                ("panda_link0", "camera_optical_frame", camera.xpos.copy(),
-                 _quaternion(camera.xmat.reshape(3, 3) @ _OPTICAL))]
+                ("panda_link0", "camera_optical_frame", position, _quaternion(rotation))]
+
+    def camera_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) and rotation (3, 3) of the camera's optical frame in the base frame."""
+        camera = self._data.camera("camera")
+        return camera.xpos.copy(), camera.xmat.reshape(3, 3) @ _OPTICAL
+
+    def tool_rotation(self) -> np.ndarray:
+        """Rotation (3, 3) of the tool in the base frame."""
+        return self._data.site_xmat[self._tool].reshape(3, 3).copy()
 
     def joint_state(self) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
         """Names, positions (rad, m) and velocities of arm and fingers."""

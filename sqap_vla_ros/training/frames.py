@@ -60,15 +60,8 @@ class ShardWriter:
 
 def project_to_pixels(tabletop: Tabletop, points: np.ndarray) -> np.ndarray:
     """(P, 3) points in the base frame to (P, 2) pixels of the camera."""
-    position, quaternion = tabletop.static_poses()[-1][2:]
-    x, y, z, w = quaternion
-    rotation = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
-    seen = (points - position) @ rotation
-    layout = tabletop.layout
-    center = np.array([(layout.camera_width_px - 1) / 2, (layout.camera_height_px - 1) / 2])
-    return (layout.focal_px * seen[:, :2] / seen[:, 2:] + center).astype(np.float32)
+    position, rotation = tabletop.camera_pose()
+    return tabletop.camera().project((points - position) @ rotation)[0].astype(np.float32)
 
 
 @dataclass(frozen=True)

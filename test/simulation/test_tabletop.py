@@ -79,8 +79,8 @@ def test_the_projected_tool_lies_between_the_drawn_fingers(tabletop):
         named = np.isin(segments, [index for index in np.unique(segments)
                                    if index >= 0 and tabletop.body_name(index) in ids])
         rows, columns = np.nonzero(named)
-        position, quaternion = tabletop.static_poses()[-1][2:]
-        pixel = camera.project((tabletop.state().tcp - position)[None] @ _matrix(quaternion))[0][0]
+        position, rotation = tabletop.camera_pose()
+        pixel = camera.project((tabletop.state().tcp - position)[None] @ rotation)[0][0]
         assert columns.min() < pixel[0] < columns.max()
         assert rows.min() - 2 < pixel[1] < rows.max() + 8
 
