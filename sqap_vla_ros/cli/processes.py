@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,13 +18,39 @@ from sqap_vla_ros.errors import SqapError
 
 # Domains above 101 collide with Linux's ephemeral ports.
 DOMAINS = range(1, 102)
+_PARTICIPANTS = 16
 _TAIL_LINES = 12
 _PATIENCE_S = 10.0
 
 
+def choose_domain() -> int:
+    """A ROS domain on which nobody on this machine listens.
+
+    :raises SqapError: when all are taken
+    """
+    domains = list(DOMAINS)
+    random.SystemRandom().shuffle(domains)
+    for domain in domains:
+        if _is_free(domain):
+            return domain
+    raise SqapError(f"somebody listens on each of the ROS domains {DOMAINS[0]} to {DOMAINS[-1]}; end some nodes")
+
+
+def _is_free(domain: int) -> bool:
+    # Ports of the first participants of a domain: DDS-RTPS 2.5, 9.6.2.3, two for each.
+    first = 7400 + 250 * domain + 10
+    for port in range(first, first + 2 * _PARTICIPANTS):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return False
+    return True
+
+
 def isolate_ros(log_folder: Path) -> None:
     """Put this process and its children on a ROS domain of their own on this machine, with their logs in one folder."""
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().choice(DOMAINS))
+    os.environ["ROS_DOMAIN_ID"] = str(choose_domain())
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["ROS_LOG_DIR"] = str(log_folder.resolve() / "ros")
 

@@ -1,7 +1,6 @@
 """The simulated robot in its own process, and a node in this one that talks to it over DDS."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,12 +10,14 @@ import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
+from sqap_vla_ros.cli.processes import choose_domain
+
 
 class RosWorld:
     """One ROS domain of its own: a node here, node processes there."""
 
     def __init__(self):
-        self.domain = random.randint(1, 101)
+        self.domain = choose_domain()
         self.environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "MUJOCO_GL": "osmesa",
                             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "OMP_NUM_THREADS": "1"}
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
