@@ -1,7 +1,6 @@
 """What several packages' tests share: a quiet environment, and a demo model built in milliseconds."""
 
 import os
-import random
 
 # Read when torch, MuJoCo and ROS load, so set before the imports. Node processes that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -41,11 +40,3 @@ def make_tiny_demo(seed=0, **sizes):
 def tiny_demo():
     """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""
     return make_tiny_demo
-
-
-@pytest.fixture(scope="session")
-def ros_domain():
-    """A ROS domain that other runs here are unlikely to use, in effect for this process and its children."""
-    domain = random.SystemRandom().randint(1, 101)  # tests seed the ordinary generator; above 101 ports run out
-    os.environ["ROS_DOMAIN_ID"] = str(domain)
-    return domain

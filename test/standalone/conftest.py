@@ -1,12 +1,11 @@
 """Real DDS on a domain of its own."""
 
-import random
-
 import pytest
+
+from sqap_vla_ros.cli.processes import choose_domain
 
 
 @pytest.fixture(autouse=True)
 def _own_domain(monkeypatch):
-    # Below 102, where ports would meet those that the system hands out.
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 101)))
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(choose_domain()))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
