@@ -1,7 +1,6 @@
 """A robot, a camera and a person for the policy node to work with, over real DDS."""
 
 import importlib.util
-import random
 import threading
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
+from sqap_vla_ros.cli.processes import choose_domain
 from sqap_vla_ros.ros import codecs, interface, policy_node
 from sqap_vla_ros.ros.policy_node import PolicyNode
 
@@ -41,8 +41,7 @@ def load_fake():
 
 @pytest.fixture(autouse=True)
 def _own_domain(monkeypatch):
-    # Below 102, where ports would meet those that the system hands out.
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 101)))
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(choose_domain()))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 
@@ -60,6 +59,7 @@ class Peer:
         self.node = rclpy.create_node("peer", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
+        self.acquainted = False
         self.now_ns = 5_000_000_000 if simulated else None
         self.heard = {"twist": [], "active": [], "latency": [], "diagnostics": [], "overlay": [], "gripper": []}
         self.image_out, self.info_out, self.instruction_out, self.tf_out, self.static_out, self.clock_out = (
@@ -131,15 +131,32 @@ class Peer:
 
     # --- lifecycle
 
-    def call(self, client, request):
+    def call(self, client, request, repeat_s=3.0):
+        """Ask again after a while: an answer can be lost before server and client know each other."""
         self.wait(client.service_is_ready, f"service {client.srv_name}")
-        future = client.call_async(request)
-        self.wait(future.done, f"answer of {client.srv_name}")
-        return future.result()
+        futures, asked = [], 0.0
+
+        def answered():
+            nonlocal asked
+            if not futures or time.monotonic() - asked > repeat_s:
+                asked = time.monotonic()
+                futures.append(client.call_async(request))
+            return any(future.done() for future in futures)
+
+        self.wait(answered, f"answer of {client.srv_name}")
+        return next(future.result() for future in futures if future.done())
+
+    def get_acquainted(self):
+        """Have a transition refused that does not exist; after its answer no other answer is lost."""
+        if not self.acquainted:
+            self.call(self.change, ChangeState.Request(transition=Transition(label="hello")))
+        self.acquainted = True
 
     def transition(self, name):
         wanted = getattr(Transition, f"TRANSITION_{name.upper()}")
-        return self.call(self.change, ChangeState.Request(transition=Transition(id=wanted))).success
+        self.get_acquainted()
+        request = ChangeState.Request(transition=Transition(id=wanted))
+        return self.call(self.change, request, repeat_s=float("inf")).success
 
     def state_label(self):
         return self.call(self.state, GetState.Request()).current_state.label

@@ -47,7 +47,7 @@ def test_the_executor_goes_on_while_a_model_loads(launch, peer, fake):
         return fake.FakePolicy(config)
 
     launch(slow_policy)
-    peer.wait(peer.change.service_is_ready, "the service")
+    peer.get_acquainted()
     answer = peer.change.call_async(transition_request("configure"))
     peer.wait(loading.is_set, "loading")
     # Parameters, state and diagnostics all answer meanwhile; so does a second, refused, transition.

@@ -99,6 +99,8 @@ def test_the_robot_is_found_at_the_pictures_own_time(lock_step):
 def test_a_jump_ahead_ends_the_chunk_and_the_next_picture_begins_another(lock_step):
     loop = lock_step()
     loop.begin("count")
+    # The camera's rhythm, by which the node knows that a picture is on its way.
+    loop.step(START_NS + STEP_NS)
     loop.peer.heard["twist"].clear()
     far_ns = START_NS + 10 * STEP_NS
     loop.step(far_ns)
