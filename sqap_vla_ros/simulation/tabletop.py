@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.geometry.camera import Camera
 from sqap_vla_ros.simulation.layout import COLORS, Layout
 from sqap_vla_ros.simulation.mjcf import ARM_JOINTS, FINGER_JOINTS, FINGER_TRAVEL_M, build_mjcf
@@ -18,6 +19,7 @@ import mujoco  # reads MUJOCO_GL when imported
 CONTROL_PERIOD_S = 0.1
 TICK_S = 0.02
 _SUBSTEPS = 5
+_PLACING_ATTEMPTS = 10_000
 _DAMPING = 1e-3
 _DOWN = np.diag([1.0, -1.0, -1.0])
 _HOME = np.array([0.0, 0.1, 0.0, -2.2, 0.0, 2.3, 0.785])
@@ -213,11 +215,13 @@ class Tabletop:
 
     def _sample_places(self, rng: np.random.Generator, count: int) -> list[np.ndarray]:
         x0, x1, y0, y1 = self.layout.block_area
-        while True:
+        for _ in range(_PLACING_ATTEMPTS):
             places = rng.uniform((x0, y0), (x1, y1), (count, 2))
             gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + 9 * np.eye(count)
             if gaps.min() >= self.layout.block_gap_m:
                 return list(places)
+        raise ConfigError(f"{count} blocks do not fit {self.layout.block_gap_m} m apart into the area x {x0} to {x1}, "
+                          f"y {y0} to {y1}; take a smaller block_gap_m or a larger block_area")
 
     def _set_block(self, color: str, place: np.ndarray, yaw: float) -> None:
         joint = self._data.joint(f"block_{color}")

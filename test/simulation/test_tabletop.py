@@ -157,6 +157,11 @@ def test_light_and_camera_change_the_picture():
     assert np.abs(pictures[0] - pictures[2]).mean() > 3
 
 
+def test_blocks_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="4 blocks do not fit|3 blocks do not fit"):
+        Tabletop(Layout(block_gap_m=0.5))
+
+
 @pytest.mark.parametrize(("kind", "color", "named"), [("push", "red", "push"), ("pick", "pink", "pink")])
 def test_tasks_that_do_not_exist_are_named(kind, color, named):
     with pytest.raises(ConfigError, match=named):
