@@ -28,7 +28,6 @@ from sqap_vla_ros.ros.policy_node import PolicyNode
 FAKE_NODE = Path(__file__).with_name("fake_policy_node.py")
 DEADLINE_S = 60.0
 CAMERA_FRAME = "camera_optical_frame"
-FRAMES = ("panda_hand", "panda_leftfinger", "panda_rightfinger")
 WIDTH, HEIGHT, FOCAL_PX = 64, 48, 80.0
 
 
