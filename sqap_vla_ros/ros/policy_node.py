@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
@@ -65,7 +66,7 @@ class PolicyNode(SafeLifecycleNode):
         self._config = read_config(self)
         self._policy_factory = policy_factory
         self._described: dict[str, str | int | float] = {}
-        self._open, self._active = False, False
+        self._closing, self._active = ExitStack(), False
         self._held_for, self._held_since_ns, self._hold_told = "", 0, False
         self._cycle, self._report = Cycle(), Reporter(self)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
@@ -82,16 +83,20 @@ class PolicyNode(SafeLifecycleNode):
         """Load, warm up, open the ROS ends."""
         self._config = read_config(self)
         self._policy = self._policy_factory(self._config)
+        self._closing.callback(delattr, self, "_policy")
         self._policy.warm_up()
         self._described = self._policy.describe()
         self._worker = LatestWorker(self._infer, self._inference_ended.trigger, "inference")
+        self._closing.callback(self._end_thread, self._worker.stop)
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
+        self._closing.callback(self._end_thread, self._overlay.close)
         self._commander = Commander(self, lambda sentence: self._report.note("gripper", sentence))
+        self._closing.callback(self._commander.close)
         self._finder = FootprintFinder(self)
-        self._open = True
-        self._inputs = [interface.subscribe(self, interface.IMAGE, self._on_image),
-                        interface.subscribe(self, interface.CAMERA_INFO, self._on_camera_info),
-                        interface.subscribe(self, interface.INSTRUCTION, self._on_instruction)]
+        self._closing.callback(self._finder.close)
+        for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
+                              (interface.INSTRUCTION, self._on_instruction)):
+            self._closing.callback(self.destroy_subscription, interface.subscribe(self, end, callback))
         self._set_instruction("", NO_INSTRUCTION)
         self.get_logger().info("configured: " + ", ".join(f"{key} {value}" for key, value in self._described.items()))
 
@@ -118,18 +123,13 @@ class PolicyNode(SafeLifecycleNode):
         self._cycle.clear()
 
     def release(self) -> None:
-        """Close the ROS ends, end the threads, let go of the model."""
+        """Close the ROS ends, end the threads, let go of the model; as much of it as there is."""
         self._described = {}
-        if not self._open:
-            return
-        self._open = False
-        for end in self._inputs:
-            self.destroy_subscription(end)
-        self._finder.close()
-        self._commander.close()
-        if not all([self._overlay.close(STOP_TIMEOUT_S), self._worker.stop(STOP_TIMEOUT_S)]):
+        self._closing.close()
+
+    def _end_thread(self, stop: Callable[[float], bool]) -> None:
+        if not stop(STOP_TIMEOUT_S):
             self.get_logger().error(f"a thread did not end within {STOP_TIMEOUT_S:g} s and was left behind")
-        del self._policy
 
     # --- what comes in
 
@@ -176,7 +176,7 @@ class PolicyNode(SafeLifecycleNode):
         self._report.note("clock_jump", f"the clock jumped by {jump.delta.nanoseconds * 1e-9:.3f} s; everything with "
                                         "a stamp is forgotten")
         self._cycle.clear()
-        if self._open:
+        if self.phase in ("inactive", "active"):
             self._finder.clear()
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:

@@ -75,6 +75,9 @@ class Peer:
         self.state = self.node.create_client(GetState, "policy_node/get_state")
 
     def close(self):
+        # Goals that were accepted are answered before their server goes.
+        for _ in range(10):
+            self.executor.spin_once(timeout_sec=0.0)
         self.gripper_server.destroy()
         self.executor.shutdown()
         self.node.destroy_node()

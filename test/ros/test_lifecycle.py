@@ -147,3 +147,22 @@ def test_a_hanging_inference_does_not_hold_up_deactivation(launch, peer):
     peer.instruct("block")
     peer.wait_streaming(lambda: running.policy.observations, "the inference that hangs")
     assert peer.transition("deactivate") and peer.state_label() == "inactive"
+
+
+def test_a_configure_that_fails_half_way_leaves_nothing_behind(launch, peer, fake):
+    class Deaf(fake.FakePolicy):
+        def warm_up(self):
+            raise RuntimeError("the warm-up broke")
+
+    def left_behind():
+        return {thread.name for thread in threading.enumerate()} & {"inference", "overlay"}
+
+    policies = [Deaf, fake.FakePolicy]
+    running = launch(lambda config: policies.pop(0)(config))
+    assert peer.transition("configure") is False
+    assert peer.node.count_subscribers("instruction") == 0 and not hasattr(running.node, "_policy")
+    assert not left_behind()
+    assert peer.transition("configure") and left_behind()
+    assert peer.transition("cleanup")
+    peer.wait(lambda: peer.node.count_subscribers("instruction") == 0, "the end of the subscriptions")
+    assert not left_behind() and not hasattr(running.node, "_policy")
