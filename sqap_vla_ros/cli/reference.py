@@ -20,7 +20,7 @@ from sqap_vla_ros.simulation.parameters import PARAMETERS, RANGES
 
 README, POLICY_YAML = Path("README.md"), Path("config/policy.yaml")
 _HEADER = """# Every parameter of policy_node with its default. Written by `python -m sqap_vla_ros.cli.reference`.
-policy_node:
+/**/policy_node:
   ros__parameters:
     use_sim_time: false
     autostart: false

@@ -23,7 +23,7 @@ def flatten(values, prefix=""):
 
 
 def parameters(file, node):
-    return dict(flatten(yaml.safe_load((ROOT / "config" / file).read_text())[node]["ros__parameters"]))
+    return dict(flatten(yaml.safe_load((ROOT / "config" / file).read_text())[f"/**/{node}"]["ros__parameters"]))
 
 
 def test_readme_tables_are_up_to_date():
