@@ -17,6 +17,8 @@ from sqap_vla_ros.ros.interface import GRIPPER, TWIST, source_profile
 
 # As many halts as MoveIt Servo sends itself.
 HALTS = 4
+# After a pause this long someone else may have moved the gripper, so its opening is sent again.
+GRIPPER_MEMORY_NS = 500_000_000
 _ACK_WAIT = Duration(seconds=0.2)
 
 
@@ -32,6 +34,7 @@ class Commander:
         self._twist = node.create_lifecycle_publisher(TWIST.type, TWIST.name, source_profile(TWIST))
         self._gripper = ActionClient(node, GRIPPER.type, GRIPPER.name)
         self._sent_opening: float | None = None
+        self._commanded_ns = 0
         self._missing = False
 
     def command(self, velocity: np.ndarray, opening: float, knobs: ControlKnobs, now_ns: int) -> None:
@@ -42,6 +45,9 @@ class Commander:
         """
         twist = encode_twist(velocity[:3], velocity[3:], now_ns, knobs.base_frame)
         goal = encode_gripper_goal(opening * knobs.gripper_open_m, knobs.gripper_effort_n)
+        if abs(now_ns - self._commanded_ns) > GRIPPER_MEMORY_NS:
+            self._sent_opening = None
+        self._commanded_ns = now_ns
         if self._sent_opening is None or abs(opening - self._sent_opening) >= knobs.gripper_change_ratio:
             self._send_gripper(goal, opening)
         self._twist.publish(twist)
@@ -55,10 +61,6 @@ class Commander:
         for _ in range(HALTS):
             self.hold(knobs, now_ns)
         self._twist.wait_for_all_acked(_ACK_WAIT)
-
-    def forget_gripper(self) -> None:
-        """Send the next opening whatever it is; someone else may have moved the gripper."""
-        self._sent_opening = None
 
     def close(self) -> None:
         """Take down the ROS ends."""

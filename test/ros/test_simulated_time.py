@@ -105,6 +105,9 @@ def test_a_jump_ahead_ends_the_chunk_and_the_next_picture_begins_another(lock_st
     far_ns = START_NS + 10 * STEP_NS
     loop.step(far_ns)
     assert {speed(message) for message in loop.peer.heard["twist"] if stamp(message) == far_ns} == {0.1}
+    # The gripper, too, may be another one's by now.
+    loop.peer.wait(lambda: len(loop.peer.heard["gripper"]) == 2, "the gripper's goal again")
+    assert [goal.position for goal in loop.peer.heard["gripper"]] == [0.08, 0.08]
 
 
 def test_a_jump_back_forgets_all_that_has_a_stamp(lock_step):
