@@ -19,6 +19,7 @@ def rests(message):
 
 def start(launch, peer, instruction="go", **parameters):
     running = launch(autostart=True, **parameters)
+    peer.wait(lambda: running.node.phase == "active", "activation")
     peer.instruct(instruction)
     return running
 
@@ -221,7 +222,7 @@ UNPROTECTED = [
 
 @pytest.mark.parametrize(("frame", "sentence"), UNPROTECTED, ids=[sentence for _, sentence in UNPROTECTED])
 def test_a_robot_that_cannot_be_found_is_not_protected_and_the_reason_is_told(launch, peer, frame, sentence):
-    running = start(launch, peer)
+    running = start(launch, peer, footprint__required=False)
     # While discovery is at it, there may be another reason first.
     peer.wait_streaming(lambda: running.policy.observations and sentence
                         in running.policy.observations[-1].footprint_reason, "the reason", **frame)
@@ -234,6 +235,16 @@ def test_a_robot_that_cannot_be_found_is_not_protected_and_the_reason_is_told(la
     peer.wait_streaming(lambda: peer.heard["latency"], "the next inference", **frame)
     latency = peer.heard["latency"][0].status[0]
     assert latency.level == DiagnosticStatus.WARN and sentence in latency.message
+
+
+@pytest.mark.parametrize(("frame", "sentence"), UNPROTECTED, ids=[sentence for _, sentence in UNPROTECTED])
+def test_a_robot_that_cannot_be_found_is_held_unless_told_otherwise(launch, peer, frame, sentence):
+    running = start(launch, peer)
+    status, values = peer.diagnosis(lambda status, values: sentence in values.get("reason.no_protection", ""),
+                                    "the reason in the summary", **frame)
+    assert int(values["count.no_protection"]) > 0 and status.level == DiagnosticStatus.WARN
+    assert all(map(rests, peer.wait_twists(rests, "rest", count=10, **frame)))
+    assert running.policy.observations == []
 
 
 # --- what can be wrong with the policy
