@@ -66,6 +66,8 @@ class FootprintKnobs:
                                    "TF frames whose surroundings are protected.")
     radii_m: tuple[float, ...] = knob((0.05, 0.025, 0.025), "Radius around each frame in m.", minimum=0.0, maximum=1.0,
                                        read_only=False)
+    required: bool = knob(True, "Hold the robot while TF or camera_info cannot tell where the frames are; false goes "
+                                "on with the other rules.", read_only=False)
     max_tf_age_s: float = knob(0.2, "Oldest transform used when none exists at the image's stamp, s.",
                                minimum=0.0, maximum=10.0, read_only=False)
     tf_wait_s: float = knob(0.03, "How long a picture waits for the transform at its stamp, s of wall time.",

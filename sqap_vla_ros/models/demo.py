@@ -137,6 +137,6 @@ class DemoVla(nn.Module):
     def float_reasons(self) -> dict[str, str]:
         """What recipes leave alone."""
         return {"vision": "runs once per image and feeds every token; the method compresses the LLM",
-                "projector_fc1, projector_fc2": "0.6 % of the weights; errors here reach every layer",
+                "projector_fc1, projector_fc2": "1.5 % of the weights; errors here reach every layer",
                 "embed_tokens": "a look-up, not a matrix product",
                 "head_fc1, head_fc2": "one token wide; quantized action heads cost success out of all proportion"}

@@ -165,7 +165,7 @@ class Cycle:
         :raises InferenceError: when the step is not finite; the chunk is void
         """
         chunk, self.chunk = self.chunk, None
-        index = None if chunk is None else step_at(chunk, now_ns)
+        index = None if chunk is None or self._is_blind(now_ns, safety) else step_at(chunk, now_ns)
         if chunk is None or index is None:
             self.chunk = chunk
             return None
@@ -177,6 +177,11 @@ class Cycle:
         if slowed or moved:
             self._clamped_at = (chunk.stamp_ns, index)
         return Command(velocity, opening, clamped=(slowed or moved) and first)
+
+    def _is_blind(self, now_ns: int, safety: SafetyKnobs) -> bool:
+        # However long a chunk is, motion ends soon after the last picture.
+        newest_ns = self._pacing.newest_ns
+        return newest_ns is not None and age_s(newest_ns, now_ns) > safety.max_image_age_s
 
     def must_wait(self, now_ns: int, wall_ns: int, execute_steps: int) -> bool:
         """Whether simulated time stands still for an answer that is being made; see :mod:`.pacing`."""
@@ -192,7 +197,7 @@ class Cycle:
             return "clock", f"no time has come on {interface.CLOCK.name} yet, and use_sim_time is true"
         if not self.instruction:
             return "", self._why_no_instruction
-        if self.chunk is not None and step_at(self.chunk, now_ns) is not None:
+        if self.chunk is not None and step_at(self.chunk, now_ns) is not None and not self._is_blind(now_ns, safety):
             return "", ""
         age = None if newest_ns is None else age_s(newest_ns, now_ns)
         if age is not None and age <= safety.max_image_age_s:

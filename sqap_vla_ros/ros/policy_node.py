@@ -94,10 +94,10 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._commander.close)
         self._finder = FootprintFinder(self)
         self._closing.callback(self._finder.close)
+        self._set_instruction("", NO_INSTRUCTION)
         for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
                               (interface.INSTRUCTION, self._on_instruction)):
             self._closing.callback(self.destroy_subscription, interface.subscribe(self, end, callback))
-        self._set_instruction("", NO_INSTRUCTION)
         self.get_logger().info("configured: " + ", ".join(f"{key} {value}" for key, value in self._described.items()))
 
     def start(self) -> None:
@@ -216,6 +216,9 @@ class PolicyNode(SafeLifecycleNode):
             return
         if found.footprint is None:
             self._report.note("no_protection", found.reason)
+            if knobs.required:
+                self._cycle.refuse_picture(InputError(found.reason))
+                return
         self._cycle.begin()
         self._worker.offer(Job(Observation(picture.stamp_ns, (rgb,), self._cycle.instruction, (found.footprint,),
                                            found.reason), message.header.frame_id, self._cycle.generation))
@@ -226,10 +229,10 @@ class PolicyNode(SafeLifecycleNode):
     def _on_inference_end(self) -> None:
         for outcome in self._worker.collect():
             inference = outcome.result
+            if outcome.error is not None:
+                self._report.note_failure("inference", outcome.error)
             if not self._cycle.end(outcome.item.generation, None if inference is None else inference.chunk):
                 self._report.health.counts["dropped_chunk"] += 1
-            elif outcome.error is not None:
-                self._report.note_failure("inference", outcome.error)
             if self._active:
                 self._send_command()
                 if inference is not None and self._cycle.chunk is inference.chunk:

@@ -20,6 +20,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.action.server import ActionServer, GoalResponse, ServerGoalHandle
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -36,10 +37,8 @@ from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS, build_layout, check_time
 from sqap_vla_ros.simulation.session import TICK_NS, TICKS_PER_STEP, Session
 
-NODE_NAME = "sim_robot"
-CAMERA_FRAME = "camera_optical_frame"
-FIRST_STAMP_NS = 1_000_000_000
-REPEAT_PERIOD_S = 0.25
+NODE_NAME, CAMERA_FRAME = "sim_robot", "camera_optical_frame"
+FIRST_STAMP_NS, REPEAT_PERIOD_S = 1_000_000_000, 0.25
 COMPANIONS = 4
 EFFORT_N = 15.0
 
@@ -57,8 +56,8 @@ class RobotNode(Node):
         self._simulated = bool(self._value("publish_clock"))
         self._wait_s, self._factor = self._value("wait_for_command_s"), self._value("real_time_factor")
         check_time(simulated=self._simulated, wait_s=self._wait_s, factor=self._factor)
-        begin_ns = FIRST_STAMP_NS if self._simulated else self.get_clock().now().nanoseconds
-        self._session = Session(self._layout(), begin_ns)
+        self._session = (Session(self._layout(), FIRST_STAMP_NS) if self._simulated
+                         else Session(self._layout(), self.get_clock().now().nanoseconds, jump_ns=0))
         self._goals: list[ServerGoalHandle] = []
         self._next_seed = 0
         self._open_ends()
@@ -123,8 +122,7 @@ class RobotNode(Node):
         self._period_start += TICKS_PER_STEP * tick_s
         if self._session.scene_number != scene:
             return
-        if not self._simulated:
-            self._session.now_ns = max(self._session.now_ns, self.get_clock().now().nanoseconds)
+        self._follow_wall()
         self._session.end_step()
         self._publish_outcome()
 
@@ -138,6 +136,7 @@ class RobotNode(Node):
     # --- what goes out
 
     def _publish_frame(self) -> None:
+        self._follow_wall()
         # Drawn first, so that nobody knows the time long before the picture of that time.
         session, stamp_ns, picture = self._session, self._session.now_ns, self._session.tabletop.render()
         self._publish_clock()
@@ -149,6 +148,10 @@ class RobotNode(Node):
         self._image.publish(codecs.encode_image(picture, stamp_ns, CAMERA_FRAME))
         if self._compressed.get_subscription_count() > 0:
             self._compressed.publish(codecs.encode_compressed(picture, stamp_ns, CAMERA_FRAME))
+
+    def _follow_wall(self) -> None:
+        if not self._simulated:
+            self._session.now_ns = max(self._session.now_ns, self.get_clock().now().nanoseconds)
 
     def _publish_clock(self) -> None:
         if self._simulated:
@@ -174,6 +177,7 @@ class RobotNode(Node):
 
     def _on_twist(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
+        self._follow_wall()
         try:
             self._session.command_twist(
                 codecs.stamp_to_ns(message.header.stamp), message.header.frame_id,
@@ -210,12 +214,6 @@ class RobotNode(Node):
         end(handle)
         return GripperCommand.Result(position=opening, effort=EFFORT_N, reached_goal=bool(reached),
                                      stalled=bool(stalled))
-
-    def _on_new_scene(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, self._new_scene)
-
-    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._answer(response, self._session.restart_scene)
 
     def _answer(self, response: Trigger.Response, lay_out: Callable[[], Any]) -> Trigger.Response:
         try:
@@ -269,8 +267,10 @@ class RobotNode(Node):
         self._gripper_server = ActionServer(
             self, interface.GRIPPER.type, interface.GRIPPER.name, execute_callback=self._answer_goal,
             goal_callback=self._on_gripper_goal, handle_accepted_callback=self._on_gripper_accepted)
-        self.create_service(interface.NEW_SCENE.type, interface.NEW_SCENE.name, self._on_new_scene)
-        self.create_service(interface.RESET.type, interface.RESET.name, self._on_reset)
+        self.create_service(interface.NEW_SCENE.type, interface.NEW_SCENE.name,
+                            lambda _, response: self._answer(response, self._new_scene))
+        self.create_service(interface.RESET.type, interface.RESET.name,
+                            lambda _, response: self._answer(response, self._session.restart_scene))
 
 
 def main(args: list[str] | None = None) -> int:
@@ -282,7 +282,7 @@ def main(args: list[str] | None = None) -> int:
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = RobotNode()
-    except SqapError as error:
+    except (SqapError, ParameterException) as error:
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
         try_shutdown()
         return 1

@@ -35,11 +35,12 @@ class Session:
 
     :param layout: what the table looks like
     :param now_ns: where the clock starts; it never runs back
+    :param jump_ns: how far it jumps ahead for a new scene; 0 for a clock that others keep
     :raises ConfigError: when the layout cannot be built
     """
 
-    def __init__(self, layout: Layout, now_ns: int) -> None:
-        self.now_ns = now_ns
+    def __init__(self, layout: Layout, now_ns: int, jump_ns: int = SCENE_JUMP_NS) -> None:
+        self.now_ns, self._jump_ns = now_ns, jump_ns
         self.counts: Counter[str] = Counter()
         self.task: Task | None = None
         self.scene_number, self.steps, self.success = 0, 0, False
@@ -82,7 +83,7 @@ class Session:
         self._tabletop.reset(seed)
         self.scene, self.task = self._tabletop.scene, task
         self.scene_number, self.steps, self.success = self.scene_number + 1, 0, False
-        self.now_ns += SCENE_JUMP_NS
+        self.now_ns += self._jump_ns
         self.scene_start_ns = self.now_ns
         self._clear_command()
         return self.scene

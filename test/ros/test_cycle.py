@@ -187,3 +187,16 @@ def test_a_failed_answer_is_not_waited_for_again():
     cycle.begin()
     cycle.end(cycle.generation, None)
     assert not waits(cycle, S + STEP)
+
+
+def test_motion_ends_with_the_pictures_however_long_the_chunk_is():
+    cycle = cycle_with()
+    show(cycle, S)
+    cycle.begin()
+    assert cycle.end(cycle.generation, chunk_at(S, steps=16))
+    assert cycle.command(S + 5 * STEP, SAFETY) is not None
+    assert cycle.why_hold(S + 5 * STEP, SAFETY) == ("", "")
+    assert cycle.command(S + 6 * STEP, SAFETY) is None
+    assert cycle.why_hold(S + 6 * STEP, SAFETY)[0] == "no_image"
+    show(cycle, S + 6 * STEP)
+    assert cycle.command(S + 6 * STEP, SAFETY) is not None
