@@ -23,7 +23,7 @@ from sqap_vla_ros.evaluation.methods import Method
 from sqap_vla_ros.evaluation.report import write_report
 from sqap_vla_ros.evaluation.summary import label_runs
 from sqap_vla_ros.ros.operator import Operator
-from sqap_vla_ros.simulation.suite import choose_tasks
+from sqap_vla_ros.simulation.suite import choose_trials
 
 ROBOT, ROBOT_MODULE = "sim_robot", "sqap_vla_ros.simulation.robot_node"
 POLICY, POLICY_MODULE = "policy_node", "sqap_vla_ros.ros.policy_node"
@@ -45,8 +45,8 @@ def run_verb(args: argparse.Namespace) -> int:
     # this in the background would have Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    episodes = [Episode(seed, task.kind, task.color, task.instruction)
-                for seed, task in choose_tasks(args.episodes, args.seed)]
+    episodes = [Episode(trial.seed, trial.task.kind, trial.task.color, trial.task.instruction)
+                for trial in choose_trials("base", args.episodes, args.seed)]
     runs: list[MethodRun] = []
     failure, interrupted, began = None, False, time.monotonic()
     with DemoProgress(console) as progress:

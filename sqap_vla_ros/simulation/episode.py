@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.simulation.tasks import MAX_STEPS, Task
+from sqap_vla_ros.simulation.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,12 @@ class Outcome:
 
     :param success: whether the goal was reached
     :param steps: control steps until then, or all of them
+    :param actions: (steps, 7) what was carried out: m, rad and gripper 0..1
     """
 
     success: bool
     steps: int
+    actions: np.ndarray
 
 
 def run_episode(tabletop: Tabletop, task: Task, infer: Callable[[np.ndarray, str], np.ndarray], *, execute_steps: int,
@@ -32,7 +34,9 @@ def run_episode(tabletop: Tabletop, task: Task, infer: Callable[[np.ndarray, str
     :param observe: called with the picture before each step of the world; pictures between looks are rendered for it
     """
     chunk, due = np.zeros((0, 7)), 0
-    for step in range(1, MAX_STEPS + 1):
+    actions: list[np.ndarray] = []
+    success = False
+    while not success and len(actions) < task.max_steps:
         looking = due >= min(execute_steps, len(chunk))
         if looking or observe is not None:
             picture = tabletop.render()
@@ -40,8 +44,8 @@ def run_episode(tabletop: Tabletop, task: Task, infer: Callable[[np.ndarray, str
                 observe(picture)
         if looking:
             chunk, due = infer(picture, task.instruction), 0
+        actions.append(chunk[due])
         tabletop.step(chunk[due])
         due += 1
-        if tabletop.succeeded(task):
-            return Outcome(True, step)
-    return Outcome(False, MAX_STEPS)
+        success = tabletop.succeeded(task)
+    return Outcome(success, len(actions), np.array(actions))

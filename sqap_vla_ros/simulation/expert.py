@@ -6,29 +6,33 @@ Having no memory, it can label any frame for any task, which is what makes relab
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
+from sqap_vla_ros.simulation.goals import REACH_HEIGHT_M, State, is_stacked
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.mjcf import FINGER_TRAVEL_M
-from sqap_vla_ros.simulation.tabletop import REACH_HEIGHT_M, State
 from sqap_vla_ros.simulation.tasks import Task
 
 MAX_STEP_M = 0.04
 MAX_TURN_RAD = 0.1
 _OPEN_M = 2 * FINGER_TRAVEL_M
 _CARRY_Z = 0.14
-_RELEASE_Z = 0.045
+_TRAY_RELEASE_M = 0.020
+_STACK_RELEASE_M = 0.004
+_WIDEST_YAW_RAD = math.radians(60)
 
 
 def act(state: State, task: Task, layout: Layout) -> np.ndarray:
     """The step to take now: (7,) translation m, rotation rad, gripper 0 (closed) or 1 (open)."""
-    goal, gripper = _goal(state, task, layout)
+    name = find_target(state, task, layout)
+    goal, yaw, gripper = _goal(state, task, name, layout)
     step = goal - state.tcp
     length = float(np.linalg.norm(step))
     if length > MAX_STEP_M:
         step = step * (MAX_STEP_M / length)
-    turn = np.clip(-state.yaw, -MAX_TURN_RAD, MAX_TURN_RAD)
+    turn = np.clip(yaw - state.yaw, -MAX_TURN_RAD, MAX_TURN_RAD)
     return np.array([*step, 0.0, 0.0, turn, gripper])
 
 
@@ -41,49 +45,93 @@ def plan(state: State, task: Task, layout: Layout, steps: int) -> np.ndarray:
     return actions
 
 
-def _goal(state: State, task: Task, layout: Layout) -> tuple[np.ndarray, float]:
-    block = state.blocks[task.color]
+def find_target(state: State, task: Task, layout: Layout) -> str:
+    """Name of the block that ``task`` is about, as far as this moment tells.
+
+    Of two blocks of one colour it is the one in the hand, else the one in the tray, else the one on the side named.
+    """
+    meant = [name for name in state.blocks if name.split("_")[0] == task.color]
+    if len(meant) > 1:
+        for name in meant:
+            if _holding(state, name, layout):
+                return name
+        for name in meant:
+            if task.kind == "place" and _in_tray(state.blocks[name], state, layout):
+                return name
+        meant.sort(key=lambda name: float(np.dot(state.blocks[name][:2], layout.rightward)))
+    return meant[-1 if task.side == "right" else 0]
+
+
+def grasp_yaw(state: State, name: str) -> float:
+    """Yaw of the gripper that puts its fingers on two faces of a block, the nearest to the gripper's own."""
+    quarter = math.pi / 2
+    yaw = state.yaws[name] + quarter * round((state.yaw - state.yaws[name]) / quarter)
+    if abs(yaw) > _WIDEST_YAW_RAD:
+        yaw -= math.copysign(quarter, yaw)
+    return yaw
+
+
+Goal = tuple[np.ndarray, float, float]  # where to, yaw, gripper
+
+
+def _goal(state: State, task: Task, name: str, layout: Layout) -> Goal:
+    block = state.blocks[name]
     if task.kind == "reach":
-        return block + [0.0, 0.0, REACH_HEIGHT_M], 1.0
-    if task.kind == "place" and _in_tray(block, state, layout):
-        return _leave(state, block)
-    if _holding(state, block, layout):
-        return _carry(state, task, block), 0.0 if not _over_release(state, task, block) else 1.0
-    return _approach(state, block, layout)
+        return _hover(state, name)
+    if task.kind in ("place", "pick-place", "place-reach") and _in_tray(block, state, layout):
+        if task.kind == "place-reach" and not _leaving(state, block, layout):
+            return _hover(state, task.other)
+        return _leave(state, block, layout)
+    if task.kind == "stack" and is_stacked(block, state.blocks[task.other], layout) \
+            and not _holding_aloft(state, block, layout):
+        return _leave(state, block, layout)
+    if _holding(state, name, layout):
+        if task.kind == "pick":
+            return np.array([state.tcp[0], state.tcp[1], _CARRY_Z]), state.yaw, 0.0
+        if task.kind == "stack":
+            lower = state.blocks[task.other]
+            return _deliver(state, block, lower[:2], lower[2] + layout.block_size_m + _STACK_RELEASE_M, 0.010)
+        return _deliver(state, block, state.tray[:2], layout.block_size_m / 2 + _TRAY_RELEASE_M, 0.025)
+    return _approach(state, name, layout)
 
 
-def _approach(state: State, block: np.ndarray, layout: Layout) -> tuple[np.ndarray, float]:
-    # A funnel: the further off to the side, the higher; close enough means down; down means close the fingers.
+def _hover(state: State, name: str) -> Goal:
+    return state.blocks[name] + [0.0, 0.0, REACH_HEIGHT_M], grasp_yaw(state, name), 1.0
+
+
+def _approach(state: State, name: str, layout: Layout) -> Goal:
+    # A funnel: the further off to the side or turned away, the higher; close enough means down; down means close.
+    block, yaw = state.blocks[name], grasp_yaw(state, name)
     aside = float(np.linalg.norm(state.tcp[:2] - block[:2]))
-    height = np.clip((aside - 0.006) * 3.0, 0.0, 0.075)
+    turned = abs(yaw - state.yaw)
+    height = max(np.clip((aside - 0.006) * 3.0, 0.0, 0.075), np.clip((turned - 0.15) * 0.4, 0.0, 0.06))
     goal = np.array([block[0], block[1], block[2] + height])
     if state.opening < layout.block_size_m + 0.02 and aside > 0.012:
         goal[2] = max(goal[2], block[2] + 0.06)
     there = aside < 0.010 and abs(state.tcp[2] - block[2]) < 0.010
-    return goal, 0.0 if there else 1.0
+    return goal, yaw, 0.0 if there else 1.0
 
 
-def _carry(state: State, task: Task, block: np.ndarray) -> np.ndarray:
-    if task.kind == "pick":
-        return np.array([state.tcp[0], state.tcp[1], _CARRY_Z])
-    aside = float(np.linalg.norm(block[:2] - state.tray[:2]))
-    if aside < 0.02:
-        return np.array([state.tray[0], state.tray[1], _RELEASE_Z - 0.005])
-    # Lift before travelling, so that blocks in between stay where they are.
-    reach = np.clip((state.tcp[2] - 0.05) / (0.10 - 0.05), 0.0, 1.0)
-    sideways = (state.tray[:2] - state.tcp[:2]) * reach
-    return np.array([*(state.tcp[:2] + sideways), _CARRY_Z])
+def _deliver(state: State, block: np.ndarray, spot: np.ndarray, release_z: float, tolerance_m: float) -> Goal:
+    # Lift before travelling, so that blocks in between stay where they are; down only over the spot.
+    aside = float(np.linalg.norm(block[:2] - spot))
+    offset = block[:2] - state.tcp[:2]
+    if aside < tolerance_m:
+        over = state.tcp[2] < release_z + 0.010
+        return np.array([*(spot - offset), release_z - 0.005]), state.yaw, 1.0 if over else 0.0
+    reach = np.clip((state.tcp[2] - release_z) / 0.05, 0.0, 1.0)
+    sideways = (spot - block[:2]) * reach
+    return np.array([*(state.tcp[:2] + sideways), _CARRY_Z]), state.yaw, 0.0
 
 
-def _over_release(state: State, task: Task, block: np.ndarray) -> bool:
-    return (task.kind == "place" and float(np.linalg.norm(block[:2] - state.tray[:2])) < 0.025
-            and state.tcp[2] < _RELEASE_Z + 0.01)
+def _leave(state: State, block: np.ndarray, layout: Layout) -> Goal:
+    if state.opening < layout.block_size_m + 0.02 and np.linalg.norm(state.tcp - block) < 0.03:
+        return state.tcp, state.yaw, 1.0
+    return np.array([state.tcp[0], state.tcp[1], max(_CARRY_Z, block[2] + 0.06)]), state.yaw, 1.0
 
 
-def _leave(state: State, block: np.ndarray) -> tuple[np.ndarray, float]:
-    if state.opening < 0.07 and np.linalg.norm(state.tcp - block) < 0.03:
-        return state.tcp, 1.0
-    return np.array([state.tcp[0], state.tcp[1], _CARRY_Z]), 1.0
+def _leaving(state: State, block: np.ndarray, layout: Layout) -> bool:
+    return bool(np.linalg.norm(state.tcp[:2] - block[:2]) < 0.03 and state.tcp[2] < block[2] + 0.05)
 
 
 def _in_tray(block: np.ndarray, state: State, layout: Layout) -> bool:
@@ -91,20 +139,26 @@ def _in_tray(block: np.ndarray, state: State, layout: Layout) -> bool:
                 and block[2] < layout.block_size_m / 2 + 0.012)
 
 
-def _holding(state: State, block: np.ndarray, layout: Layout) -> bool:
+def _holding_aloft(state: State, block: np.ndarray, layout: Layout) -> bool:
+    return bool(np.linalg.norm(state.tcp - block) < 0.025 and state.opening < layout.block_size_m + 0.010
+                and state.tcp[2] > 1.5 * layout.block_size_m + 0.010)
+
+
+def _holding(state: State, name: str, layout: Layout) -> bool:
+    block = state.blocks[name]
     return bool(np.linalg.norm(state.tcp[:2] - block[:2]) < 0.02 and abs(state.tcp[2] - block[2]) < 0.02
                 and state.opening < layout.block_size_m + 0.010)
 
 
 def _foresee(state: State, action: np.ndarray, layout: Layout) -> State:
-    held = next((color for color, block in state.blocks.items() if _holding(state, block, layout)), None)
-    between = next((color for color, block in state.blocks.items()
-                    if np.linalg.norm(state.tcp - block) < 0.02), None)
+    held = next((name for name in state.blocks if _holding(state, name, layout)), None)
+    between = next((name for name, block in state.blocks.items() if np.linalg.norm(state.tcp - block) < 0.02), None)
     closed = layout.block_size_m if between else 0.0
     wanted = _OPEN_M if action[6] > 0.5 else closed
     opening = state.opening + np.clip(wanted - state.opening, -0.06, 0.06)
-    blocks = dict(state.blocks)
+    blocks, yaws = dict(state.blocks), dict(state.yaws)
     if held is not None and action[6] < 0.5:
         blocks[held] = blocks[held] + action[:3]
+        yaws[held] = yaws[held] + action[5]
     return dataclasses.replace(state, tcp=state.tcp + action[:3], yaw=state.yaw + action[5], opening=opening,
-                               blocks=blocks)
+                               blocks=blocks, yaws=yaws)

@@ -24,7 +24,7 @@ _LINK_RADII = (0.055, 0.055, 0.05, 0.045, 0.035, 0.032, 0.030)
 
 
 def build_mjcf(layout: Layout) -> str:
-    """The whole scene as MJCF text; all five blocks exist, those not in a scene are parked out of sight."""
+    """The whole scene as MJCF text; a block of every colour exists, those not in a scene are parked out of sight."""
     return f"""
 <mujoco model="tabletop">
   <compiler angle="radian" autolimits="true"/>
@@ -43,6 +43,7 @@ def build_mjcf(layout: Layout) -> str:
     {_arm()}
     {_tray(layout)}
     {"".join(_block(name, rgb, layout) for name, rgb in COLORS.items())}
+    {"".join(_block(twin_body(index), (1.0, 1.0, 1.0), layout) for index in range(layout.twin_blocks))}
   </worldbody>
   <contact><exclude body1="panda_leftfinger" body2="panda_rightfinger"/></contact>
   <actuator>
@@ -51,6 +52,11 @@ def build_mjcf(layout: Layout) -> str:
              for name in FINGER_JOINTS)}
   </actuator>
 </mujoco>"""
+
+
+def twin_body(index: int) -> str:
+    """Name, less 'block_', of the body of a second block of some colour; the scene paints it."""
+    return f"twin_{index}"
 
 
 def _gray(value: float) -> str:

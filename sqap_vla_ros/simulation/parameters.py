@@ -10,6 +10,7 @@ from typing import Any
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.simulation.layout import COLORS, Layout
 from sqap_vla_ros.simulation.tabletop import Tabletop
+from sqap_vla_ros.simulation.tasks import KINDS
 
 # Name to default and description; those without a dot are fixed once the node runs.
 PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
@@ -17,15 +18,20 @@ PARAMETERS: dict[str, tuple[bool | int | float | str, str]] = {
     "real_time_factor": (1.0, "Simulated seconds per wall second at most; 0 runs as fast as commands arrive."),
     "wait_for_command_s": (0.0, "Longest the clock stands still for a command after a picture, s of wall time."),
     "scene.seed": (-1, "Scene that ~/new_scene lays out; -1 takes the next one."),
-    "scene.task": ("", "Task to judge: reach, pick, place, or empty for none."),
-    "scene.color": ("", "Block of the task; empty takes the first of the scene."),
+    "scene.task": ("", f"Task to judge: {', '.join(KINDS)}, or empty for none."),
+    "scene.color": ("", "Block of the task; empty takes the first colour that the scene has once."),
+    "scene.side": ("", "Which of two blocks of that colour: left or right in the picture; empty for an only one."),
+    "scene.other": ("", "Colour of the second block of stack and place-reach; empty otherwise."),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "camera_target": (-2.0, 2.0), "camera_distance_m": (0.2, 5.0), "camera_pitch_deg": (1.0, 89.0),
     "camera_yaw_deg": (-180.0, 180.0), "camera_fovy_deg": (5.0, 120.0), "camera_width_px": (16, 1920),
-    "camera_height_px": (16, 1080), "light_intensity": (0.0, 1.0), "ambient_intensity": (0.0, 1.0),
+    "camera_height_px": (16, 1080), "camera_shift_m": (0.0, 0.5), "camera_turn_deg": (0.0, 45.0),
+    "light_scale": (0.0, 2.0), "light_tilt_deg": (0.0, 80.0), "light_intensity": (0.0, 1.0),
+    "ambient_intensity": (0.0, 1.0),
     "block_size_m": (0.01, 0.08), "block_area": (-0.5, 0.8), "block_gap_m": (0.01, 0.5),
-    "block_yaw_rad": (0.0, math.pi), "block_counts": (1, len(COLORS)), "tray_center": (-0.5, 0.8),
+    "block_yaw_rad": (0.0, math.pi), "block_counts": (1, 2 * len(COLORS)), "twin_blocks": (0, len(COLORS)),
+    "twin_gap_m": (0.0, 0.5), "tray_center": (-0.5, 0.8),
     "tray_jitter_m": (0.0, 0.2), "tray_half_size_m": (0.02, 0.3), "start_area": (-0.5, 0.8),
 }
 # Random places are drawn until all gaps are kept, which takes for ever on an area that is nearly full.
@@ -89,9 +95,16 @@ def _check_areas(layout: Layout) -> None:
         bounds = getattr(layout, name)
         if any(low > high for low, high in zip(bounds[::2], bounds[1::2], strict=True)):
             raise ConfigError(f"layout.{name} is {bounds}; each 'from' must not exceed its 'to'")
+    for name in ("camera_shift_m", "camera_turn_deg", "light_scale", "light_tilt_deg"):
+        low, high = getattr(layout, name)
+        if low > high:
+            raise ConfigError(f"layout.{name} is {(low, high)}; 'from' must not exceed 'to'")
     fewest, most = layout.block_counts
     if fewest > most:
         raise ConfigError(f"layout.block_counts is {layout.block_counts}; the fewest must not exceed the most")
+    if not most - len(COLORS) <= layout.twin_blocks <= fewest // 2:
+        raise ConfigError(f"layout.twin_blocks is {layout.twin_blocks} among {fewest} to {most} blocks of "
+                          f"{len(COLORS)} colors; every twin needs another block of its color, and no color comes three times")
     x0, x1, y0, y1 = layout.block_area
     gap = layout.block_gap_m
     room = (x1 - x0 + gap) * (y1 - y0 + gap)

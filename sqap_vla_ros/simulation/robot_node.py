@@ -35,7 +35,7 @@ from sqap_vla_ros.errors import ConfigError, InputError, SqapError
 from sqap_vla_ros.ros import codecs, interface
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS, build_layout, check_time
-from sqap_vla_ros.simulation.session import TICK_NS, TICKS_PER_STEP, Session
+from sqap_vla_ros.simulation.session import TICK_NS, TICKS_PER_STEP, Session, build_task, look_ahead
 
 NODE_NAME, CAMERA_FRAME = "sim_robot", "camera_optical_frame"
 FIRST_STAMP_NS, REPEAT_PERIOD_S = 1_000_000_000, 0.25
@@ -232,10 +232,10 @@ class RobotNode(Node):
     def _new_scene(self) -> None:
         seed = self._value("scene.seed")
         seed = self._next_seed if seed == -1 else seed
-        self._session.start_scene(seed, self._value("scene.task"), self._value("scene.color"), self._layout())
+        layout = self._layout()
+        words = [self._value(f"scene.{name}") for name in ("task", "color", "side", "other")]
+        self._session.start_scene(seed, build_task(look_ahead(layout, seed), *words), layout)
         self._next_seed = seed + 1
-
-    # --- parameters and ends
 
     def _declare(self, name: str, default: Any, description: str, *, read_only: bool = False) -> None:
         self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=read_only))

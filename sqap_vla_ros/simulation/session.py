@@ -14,8 +14,9 @@ from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.mjcf import FINGER_TRAVEL_M
 from sqap_vla_ros.simulation.parameters import build_tabletop
-from sqap_vla_ros.simulation.tabletop import CONTROL_PERIOD_S, TICK_S, Scene, Tabletop
-from sqap_vla_ros.simulation.tasks import MAX_STEPS, Task
+from sqap_vla_ros.simulation.scene import Scene, draw_scene
+from sqap_vla_ros.simulation.tabletop import CONTROL_PERIOD_S, TICK_S, Tabletop
+from sqap_vla_ros.simulation.tasks import Task
 
 COMMAND_TIMEOUT_NS = 100_000_000
 SCENE_JUMP_NS = 1_000_000_000
@@ -28,6 +29,26 @@ COUNTERS = ("commands", "gripper_goals", "waits_timed_out", "refused_frame", "re
             "refused_non_finite", "refused_gripper")
 _REACHED_M = 0.003
 _STILL_M_S = 0.002
+
+
+def look_ahead(layout: Layout, seed: int) -> Scene:
+    """What a seed would put on the table.
+
+    :raises ConfigError: for a negative seed, or blocks that do not fit
+    """
+    if seed < 0:
+        raise ConfigError(f"seed {seed} is negative; scenes have seeds from 0")
+    return draw_scene(layout, seed)
+
+
+def build_task(scene: Scene, kind: str, color: str, side: str, other: str) -> Task | None:
+    """A task from its words, '' for what is not said.
+
+    :param kind: '' for no task
+    :param color: '' takes the first color that ``scene`` has once
+    :raises ConfigError: when there is no such task
+    """
+    return Task(kind, color or scene.singles[0], side, other) if kind else None
 
 
 class Session:
@@ -46,7 +67,6 @@ class Session:
         self.scene_number, self.steps, self.success = 0, 0, False
         self.scene_start_ns = now_ns
         self._tabletop = build_tabletop(layout)
-        self._scout = build_tabletop(layout)  # tells what a seed holds before the scene at hand is given up
         self.scene = self._tabletop.scene
         self._clear_command()
 
@@ -58,30 +78,24 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the task at hand is done or out of steps."""
-        return self.task is not None and (self.success or self.steps >= MAX_STEPS)
+        return self.task is not None and (self.success or self.steps >= self.task.max_steps)
 
-    def start_scene(self, seed: int, kind: str = "", color: str = "", layout: Layout | None = None) -> Scene:
+    def start_scene(self, seed: int, task: Task | None = None, layout: Layout | None = None) -> Scene:
         """Lay out a scene, put the arm at its start and let the clock jump ahead, so that old commands are stale.
 
-        :param kind: task to judge: 'reach', 'pick', 'place', or '' for none
-        :param color: block of the task; '' takes the first of the scene
+        :param task: what to judge, or None
         :param layout: another layout from now on
-        :raises ConfigError: for a seed, task, colour or layout that does not exist; the old scene then stays
+        :raises ConfigError: for a seed, task or layout that does not exist; the old scene then stays
         """
-        if seed < 0:
-            raise ConfigError(f"seed {seed} is negative; scenes have seeds from 0")
         layout = layout or self._tabletop.layout
-        if self._scout.layout != layout:
-            self._scout = build_tabletop(layout)
-        colors = self._scout.reset(seed).colors
-        task = Task(kind, color or colors[0]) if kind else None
-        if task is not None and task.color not in colors:
-            raise ConfigError(f"scene {seed} has no {task.color} block; it has {', '.join(colors)}")
+        scene = look_ahead(layout, seed)
+        if task is not None:
+            scene.check(task)
         if self._tabletop.layout != layout:
+            following = build_tabletop(layout)
             self._tabletop.close()
-            self._tabletop = build_tabletop(layout)
-        self._tabletop.reset(seed)
-        self.scene, self.task = self._tabletop.scene, task
+            self._tabletop = following
+        self.scene, self.task = self._tabletop.reset(seed), task
         self.scene_number, self.steps, self.success = self.scene_number + 1, 0, False
         self.now_ns += self._jump_ns
         self.scene_start_ns = self.now_ns
@@ -90,8 +104,7 @@ class Session:
 
     def restart_scene(self) -> Scene:
         """The same scene and task from the start."""
-        return self.start_scene(self.scene.seed, self.task.kind if self.task else "",
-                                self.task.color if self.task else "")
+        return self.start_scene(self.scene.seed, self.task)
 
     def command_twist(self, stamp_ns: int, frame: str, linear: np.ndarray, angular: np.ndarray) -> None:
         """Obey a velocity from now on.
@@ -165,7 +178,8 @@ class Session:
         values: dict[str, str | int] = {
             "scene": self.scene_number, "start_ns": self.scene_start_ns, "seed": self.scene.seed,
             "colors": " ".join(self.scene.colors), "task": task.kind if task else "",
-            "color": task.color if task else "", "instruction": task.instruction if task else "",
+            "color": task.color if task else "", "side": task.side if task else "",
+            "other": task.other if task else "", "instruction": task.instruction if task else "",
             "steps": self.steps, "success": str(self.success).lower(), "finished": str(self.finished).lower()}
         values |= {name: self.counts[name] for name in COUNTERS}
         return {name: str(value) for name, value in values.items()}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import numpy as np
 
-from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.geometry.camera import Camera
+from sqap_vla_ros.simulation.goals import State, goal_reached
 from sqap_vla_ros.simulation.layout import COLORS, Layout
-from sqap_vla_ros.simulation.mjcf import ARM_JOINTS, FINGER_JOINTS, FINGER_TRAVEL_M, build_mjcf
+from sqap_vla_ros.simulation.mjcf import ARM_JOINTS, FINGER_JOINTS, FINGER_TRAVEL_M, build_mjcf, twin_body
+from sqap_vla_ros.simulation.scene import Scene, draw_scene
 from sqap_vla_ros.simulation.tasks import Task
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
@@ -19,45 +19,12 @@ import mujoco  # reads MUJOCO_GL when imported
 CONTROL_PERIOD_S = 0.1
 TICK_S = 0.02
 _SUBSTEPS = 5
-_PLACING_ATTEMPTS = 10_000
 _DAMPING = 1e-3
 _DOWN = np.diag([1.0, -1.0, -1.0])
 _HOME = np.array([0.0, 0.1, 0.0, -2.2, 0.0, 2.3, 0.785])
 _TARGET_LOW, _TARGET_HIGH = np.array([0.25, -0.35, 0.012]), np.array([0.72, 0.35, 0.45])
 _LINKS = tuple(f"panda_link{i}" for i in range(8)) + ("panda_hand", "panda_leftfinger", "panda_rightfinger")
 _OPTICAL = np.diag([1.0, -1.0, -1.0])  # MuJoCo cameras look along -z with y up; REP-103 optical along +z with y down
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a seed put on the table.
-
-    :param seed: the seed
-    :param colors: which blocks are there
-    """
-
-    seed: int
-    colors: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class State:
-    """What the expert and the success test see.
-
-    :param tcp: (3,) tool centre point, m
-    :param tcp_speed: m/s
-    :param yaw: rotation of the gripper about the vertical, rad
-    :param opening: distance between the fingers, m
-    :param blocks: (3,) centre of every block in the scene, by colour, m
-    :param tray: (3,) middle of the tray's floor, m
-    """
-
-    tcp: np.ndarray
-    tcp_speed: float
-    yaw: float
-    opening: float
-    blocks: dict[str, np.ndarray]
-    tray: np.ndarray
 
 
 class Tabletop:
@@ -80,27 +47,26 @@ class Tabletop:
         self._opening = 1.0
         self._target: np.ndarray = np.zeros(3)
         self._target_rotation: np.ndarray = _DOWN.copy()
+        self._bodies: dict[str, str] = {}  # block names to bodies
+        self._camera_quaternion = self._model.camera("camera").quat.copy()
+        self._headlight_diffuse = self._model.vis.headlight.diffuse.copy()
         self.reset(0)
 
     def reset(self, seed: int) -> Scene:
-        """Lay out a new scene and put the arm at its start."""
-        rng = np.random.default_rng(seed)
+        """Lay out a new scene and put the arm at its start.
+
+        :raises ConfigError: when the layout's blocks do not fit
+        """
+        scene = draw_scene(self.layout, seed)
         mujoco.mj_resetData(self._model, self._data)
-        count = int(rng.integers(self.layout.block_counts[0], self.layout.block_counts[1] + 1))
-        colors = tuple(str(color) for color in rng.permutation(list(COLORS))[:count])
-        tray: np.ndarray = np.array([*self.layout.tray_center, 0.0])
-        tray[:2] += rng.uniform(-1, 1, 2) * self.layout.tray_jitter_m
-        self._model.body("tray").pos[:] = tray
-        for index, color in enumerate(COLORS):
-            self._set_block(color, np.array([-1.0, -0.5 + 0.25 * index]), 0.0)
-        for color, place in zip(colors, self._sample_places(rng, count), strict=True):
-            self._set_block(color, place, rng.uniform(-1, 1) * self.layout.block_yaw_rad)
-        area: np.ndarray = np.array(self.layout.start_area).reshape(3, 2)
-        self._move_arm_to(rng.uniform(area[:, 0], area[:, 1]))
-        self._scene = Scene(seed, colors)
+        self._model.body("tray").pos[:2] = scene.tray
+        self._place_blocks(scene)
+        self._set_view(scene)
+        self._move_arm_to(np.array(scene.start))
+        self._scene = scene
         self._linear, self._angular, self._opening = np.zeros(3), np.zeros(3), 1.0
         self.advance(CONTROL_PERIOD_S)
-        return self._scene
+        return scene
 
     @property
     def scene(self) -> Scene:
@@ -150,8 +116,9 @@ class Tabletop:
         return np.where(ids >= 0, self._model.geom_bodyid[np.maximum(ids, 0)], -1).astype(np.int32)
 
     def body_name(self, index: int) -> str:
-        """Name of a body in :meth:`segment`."""
-        return str(self._model.body(index).name)
+        """Name of a body in :meth:`segment`; blocks are called 'block_' and their name."""
+        body = str(self._model.body(index).name)
+        return next((f"block_{name}" for name, own in self._bodies.items() if own == body), body)
 
     def camera(self) -> Camera:
         """The pinhole that :meth:`render` uses; the centre of the first pixel is (0, 0)."""
@@ -165,14 +132,18 @@ class Tabletop:
         rotation = self.tool_rotation()
         velocity = np.zeros(6)
         mujoco.mj_objectVelocity(self._model, self._data, mujoco.mjtObj.mjOBJ_SITE, self._tool, velocity, 0)
-        blocks = {color: self._data.body(f"block_{color}").xpos.copy() for color in self._scene.colors}
+        bodies = {name: self._data.body(body) for name, body in self._bodies.items()}
         return State(self._data.site_xpos[self._tool].copy(), float(np.linalg.norm(velocity[3:])),
                      float(np.arctan2(rotation[1, 0], rotation[0, 0])), float(self._data.qpos[self._fingers].sum()),
-                     blocks, self._model.body("tray").pos.copy())
+                     {name: body.xpos.copy() for name, body in bodies.items()},
+                     {name: _yaw_of(body.xmat.reshape(3, 3)) for name, body in bodies.items()},
+                     self._model.body("tray").pos.copy())
 
     def succeeded(self, task: Task) -> bool:
         """Whether the task is done at this moment."""
-        return goal_reached(self.state(), task, self.layout)
+        if any(color not in self._scene.colors for color in task.colors):
+            return False
+        return goal_reached(self.state(), task, self._scene.target(task), self.layout)
 
     def link_poses(self) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
         """Moving frames as (parent, child, translation (3,) m, quaternion xyzw)."""
@@ -213,19 +184,31 @@ class Tabletop:
             self._renderer.close()
             self._renderer = None
 
-    def _sample_places(self, rng: np.random.Generator, count: int) -> list[np.ndarray]:
-        x0, x1, y0, y1 = self.layout.block_area
-        for _ in range(_PLACING_ATTEMPTS):
-            places = rng.uniform((x0, y0), (x1, y1), (count, 2))
-            gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + 9 * np.eye(count)
-            if gaps.min() >= self.layout.block_gap_m:
-                return list(places)
-        raise ConfigError(f"{count} blocks do not fit {self.layout.block_gap_m} m apart into the area x {x0} to {x1}, "
-                          f"y {y0} to {y1}; take a smaller block_gap_m or a larger block_area")
+    def _place_blocks(self, scene: Scene) -> None:
+        spare = [twin_body(index) for index in range(self.layout.twin_blocks)]
+        for index, name in enumerate((*COLORS, *spare)):
+            self._set_block(name, (-1.0, -0.5 + 0.2 * index), 0.0)
+        self._bodies = {}
+        for block in scene.blocks:
+            body = block.name if block.name in COLORS else spare.pop(0)
+            self._bodies[block.name] = f"block_{body}"
+            self._set_block(body, block.position, block.yaw)
+            if body != block.name:
+                self._model.geom_rgba[self._model.body(f"block_{body}").geomadr[0], :3] = COLORS[block.color]
 
-    def _set_block(self, color: str, place: np.ndarray, yaw: float) -> None:
-        joint = self._data.joint(f"block_{color}")
+    def _set_block(self, body: str, place: tuple[float, float], yaw: float) -> None:
+        joint = self._data.joint(f"block_{body}")
         joint.qpos[:] = [*place, self.layout.block_size_m / 2, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+
+    def _set_view(self, scene: Scene) -> None:
+        camera, model, layout = self._model.camera("camera"), self._model, self.layout
+        camera.pos[:] = np.array(layout.camera_position) + scene.camera_shift
+        turned = np.zeros(4)
+        mujoco.mju_mulQuat(turned, _turn_quaternion(np.array(scene.camera_turn)), self._camera_quaternion)
+        camera.quat[:] = turned
+        model.light_dir[0], model.light_diffuse[0] = scene.light_direction, layout.light_intensity * scene.light_scale
+        model.vis.headlight.ambient[:] = layout.ambient_intensity * scene.light_scale
+        model.vis.headlight.diffuse[:] = self._headlight_diffuse * scene.light_scale
 
     def _move_arm_to(self, position: np.ndarray) -> None:
         self._target, self._target_rotation = position, _DOWN.copy()
@@ -251,34 +234,24 @@ class Tabletop:
             self._plan.qpos[self._arm] += np.clip(delta, -0.2, 0.2)
 
 
-def goal_reached(state: State, task: Task, layout: Layout) -> bool:
-    """Whether ``task`` is done in ``state``.
-
-    reach: the tool hovers over the block, almost still; pick: the block is in the air between the fingers;
-    place: the block lies in the tray and the gripper has let go.
-    """
-    if task.color not in state.blocks:
-        return False
-    block, half = state.blocks[task.color], layout.block_size_m / 2
-    if task.kind == "reach":
-        goal = block + [0.0, 0.0, REACH_HEIGHT_M]
-        return bool(np.linalg.norm(state.tcp - goal) < 0.025 and state.tcp_speed < 0.15)
-    held = np.linalg.norm(state.tcp - block) < 0.03 and state.opening < layout.block_size_m + 0.012
-    if task.kind == "pick":
-        return bool(held and block[2] > half + 0.06)
-    inside = np.abs(block[:2] - state.tray[:2]).max() < layout.tray_half_size_m - 0.01
-    return bool(inside and block[2] < half + 0.03 and not held and np.linalg.norm(state.tcp - block) > 0.03)
-
-
-REACH_HEIGHT_M = 0.075
-
-
 def _rotation(vector: np.ndarray) -> np.ndarray:
-    quaternion, matrix = np.zeros(4), np.zeros(9)
-    angle = float(np.linalg.norm(vector))
-    mujoco.mju_axisAngle2Quat(quaternion, vector / angle if angle > 0 else np.array([0.0, 0.0, 1.0]), angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
+    matrix = np.zeros(9)
+    mujoco.mju_quat2Mat(matrix, _turn_quaternion(vector))
     return matrix.reshape(3, 3)
+
+
+def _turn_quaternion(vector: np.ndarray) -> np.ndarray:
+    # wxyz, as MuJoCo has it.
+    quaternion, angle = np.zeros(4), float(np.linalg.norm(vector))
+    mujoco.mju_axisAngle2Quat(quaternion, vector / angle if angle > 0 else np.array([0.0, 0.0, 1.0]), angle)
+    return quaternion
+
+
+def _yaw_of(matrix: np.ndarray) -> float:
+    # A block may lie on any face: the axis nearest to upright is up, and one of the others tells the yaw.
+    up = int(np.abs(matrix[2]).argmax())
+    level = matrix[:, (up + 1) % 3]
+    return float(np.arctan2(level[1], level[0]))
 
 
 def _rotation_vector(matrix: np.ndarray) -> np.ndarray:

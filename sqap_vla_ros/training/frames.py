@@ -1,50 +1,58 @@
-"""Labelled pictures on disk: written in shards by many processes, read as one memory-mapped set.
+"""Labelled pictures on disk: written in shards by many processes, read as one set.
 
-Every frame carries the expert's answer to every instruction its scene allows, so any of them can be asked of it.
+Every frame carries the expert's answer to several instructions its scene allows, so any of them can be asked of it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from sqap_vla_ros.simulation.expert import plan
+from sqap_vla_ros.simulation.expert import find_target, plan
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.simulation.tasks import COLORS, KINDS, Task
-from sqap_vla_ros.training.settings import CHUNK_STEPS
+from sqap_vla_ros.simulation.tasks import Task
+from sqap_vla_ros.training.instructions import encode_task
 
-_LABELS = ("chunks", "present", "blocks", "pixels", "gripper", "own")
+MOST_BLOCKS = 6
+_LABELS = ("codes", "chunks", "targets", "blocks", "pixels", "gripper")
+_LARGEST_SHARE = 0.6
 
 
 class ShardWriter:
-    """Collects frames in memory and writes them as one shard, whole or not at all."""
+    """Collects frames in memory and writes them as one shard, whole or not at all.
 
-    def __init__(self) -> None:
+    :param chunk_steps: steps of the expert's plan that are kept
+    """
+
+    def __init__(self, chunk_steps: int) -> None:
+        self._chunk_steps = chunk_steps
         self._images: list[np.ndarray] = []
         self._labels: dict[str, list[np.ndarray]] = {name: [] for name in _LABELS}
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, tabletop: Tabletop, task: Task, image: np.ndarray) -> None:
-        """Label what ``tabletop`` shows now; ``task`` is what the robot was doing."""
-        state = tabletop.state()
-        chunks = np.zeros((len(KINDS), len(COLORS), CHUNK_STEPS, 7), np.float32)
-        present = np.zeros(len(COLORS), bool)
-        blocks = np.zeros((len(COLORS), 3), np.float32)
-        for index, color in enumerate(COLORS):
-            if color in state.blocks:
-                present[index], blocks[index] = True, state.blocks[color]
-                for kind_index, kind in enumerate(KINDS):
-                    chunks[kind_index, index] = plan(state, Task(kind, color), tabletop.layout, CHUNK_STEPS)
+    def add(self, tabletop: Tabletop, tasks: Sequence[Task], image: np.ndarray) -> None:
+        """Label what ``tabletop`` shows now.
+
+        :param tasks: what is asked of it; the first is what the robot was doing
+        """
+        state, names = tabletop.state(), tuple(tabletop.state().blocks)
+        blocks = np.zeros((MOST_BLOCKS, 3), np.float32)
+        blocks[:len(names)] = [state.blocks[name] for name in names]
+        targets = np.array([[names.index(find_target(state, task, tabletop.layout)),
+                             names.index(task.other) if task.other else -1] for task in tasks], np.int8)
+        chunks = np.array([plan(state, task, tabletop.layout, self._chunk_steps) for task in tasks], np.float32)
         self._images.append(image)
-        values = (chunks, present, blocks, project_to_pixels(tabletop, blocks),
-                  np.array([*state.tcp, state.opening], np.float32),
-                  np.array([KINDS.index(task.kind), COLORS.index(task.color)]))
+        values = (np.array([encode_task(task) for task in tasks], np.int8), chunks, targets, blocks,
+                  project_to_pixels(tabletop, blocks), np.array([*state.tcp, state.opening], np.float32))
         for name, value in zip(_LABELS, values, strict=True):
             self._labels[name].append(value)
 
@@ -66,34 +74,59 @@ def project_to_pixels(tabletop: Tabletop, points: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames as arrays; the first dimension is the frame. See :class:`ShardWriter` for the meaning of each."""
+    """Frames as tensors on one device: B frames, M instructions each, P blocks at most.
 
-    images: np.ndarray
-    chunks: np.ndarray
-    present: np.ndarray
-    blocks: np.ndarray
-    pixels: np.ndarray
-    gripper: np.ndarray
-    own: np.ndarray
+    :param images: (B, H, W, 3) uint8
+    :param codes: (B, M, 4) int64, see :func:`~sqap_vla_ros.training.instructions.encode_task`
+    :param chunks: (B, M, T, 7) float32, the expert's plan for each instruction: m, rad, gripper 0..1
+    :param targets: (B, M, 2) int64, which blocks an instruction names; -1 for no second one
+    :param blocks: (B, P, 3) float32, m
+    :param pixels: (B, P, 2) float32, where the blocks' centres are in the picture
+    :param gripper: (B, 4) float32, tool centre point and opening, m
+    """
+
+    images: Tensor
+    codes: Tensor
+    chunks: Tensor
+    targets: Tensor
+    blocks: Tensor
+    pixels: Tensor
+    gripper: Tensor
 
 
 class FrameSet:
-    """All whole shards of a folder."""
+    """All whole shards of a folder; pictures stay on disk, or move to the GPU when they fit.
 
-    def __init__(self, folder: Path) -> None:
+    :param folder: where the shards are
+    :param device: where batches go
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
         paths = sorted(path for path in folder.glob("*.npz") if not path.name.endswith(".part.npz"))
-        self._images = [np.load(path.with_suffix(".npy"), mmap_mode="r") for path in paths]
+        self._device = device
+        self._shards = [np.load(path.with_suffix(".npy"), mmap_mode="r") for path in paths]
         labels = [np.load(path) for path in paths]
-        self._labels = {name: np.concatenate([shard[name] for shard in labels]) for name in _LABELS} if paths else {}
-        self._starts = np.cumsum([0] + [len(images) for images in self._images])
+        self._labels = {name: torch.from_numpy(np.concatenate([shard[name] for shard in labels])).to(device)
+                        for name in _LABELS} if paths else {}
+        self._starts = np.cumsum([0] + [len(images) for images in self._shards])
+        self._resident: Tensor | None = None
+        if device.type == "cuda" and paths:
+            size = sum(images.nbytes for images in self._shards)
+            if size < _LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
+                self._resident = torch.cat([torch.from_numpy(np.array(images)).to(device) for images in self._shards])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def take(self, indices: np.ndarray) -> Batch:
         """Read the frames at ``indices``."""
-        images = []
-        for index in indices:
-            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-            images.append(self._images[shard][index - self._starts[shard]])
-        return Batch(np.stack(images), **{name: values[indices] for name, values in self._labels.items()})
+        chosen = torch.from_numpy(indices).to(self._device)
+        labels = {name: values[chosen] for name, values in self._labels.items()}
+        for name in ("codes", "targets"):
+            labels[name] = labels[name].long()
+        return Batch(self._read(indices) if self._resident is None else self._resident[chosen], **labels)
+
+    def _read(self, indices: np.ndarray) -> Tensor:
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        places = zip(shards, indices - self._starts[shards], strict=True)
+        return torch.from_numpy(np.stack([self._shards[shard][index] for shard, index in places])).to(self._device)

@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models.demo import ACT, BOS, DemoVla
+from sqap_vla_ros.models.demo import BOS, DemoVla
 from sqap_vla_ros.models.registry import load_model
-from sqap_vla_ros.simulation.tasks import COLORS, KINDS, Task
 from sqap_vla_ros.training.frames import Batch
-from sqap_vla_ros.training.settings import FINE_STRIDE_PX, INSTRUCTIONS_PER_IMAGE, Settings
+from sqap_vla_ros.training.instructions import InstructionTokens
+from sqap_vla_ros.training.settings import FINE_STRIDE_PX, LossWeights
 
-_PLACE_SCALE = torch.tensor([0.1, 0.1, 0.1])
-_PLACE_CENTER = torch.tensor([0.465, -0.02, 0.06])
+_PLACE_SCALE_M = 0.1
+_PLACE_CENTER = (0.465, -0.02, 0.06)
+_WIDEST_OPENING_M = 0.09
 
 
 class Learner(nn.Module):
     """A :class:`DemoVla` and the heads that only training uses.
 
-    Pointer: the colour word's final state picks the visual token its block covers. Place: the same state gives the
+    Pointer: the state of a color word picks the visual token its block covers. Place: the same state gives the
     block's position, the ACT token's state the gripper's position and opening.
     """
 
@@ -39,76 +40,72 @@ class Learner(nn.Module):
         self.point_key = nn.Linear(width, 128)
         self.place_target = nn.Linear(width, 3)
         self.place_gripper = nn.Linear(width, 4)
-        self._words, self._lengths, self._color_at = _encode_instructions(model)
+        self._tokens = InstructionTokens(model)
 
-    def forward(self, batch: Batch, rng: np.random.Generator, settings: Settings) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, rng: np.random.Generator, weights: LossWeights) -> dict[str, Tensor]:
         """Losses by name, and their weighted sum as ``total``."""
-        model, count = self.model, INSTRUCTIONS_PER_IMAGE
-        kinds, colors = sample_instructions(batch, rng, count)
-        frames = np.arange(len(kinds))[:, None]
-        visual = model.encode_images(augment(torch.from_numpy(batch.images), rng))
-        words = self._words[kinds, colors]
+        model, count, device = self.model, weights.instructions_per_image, batch.images.device
+        frames = torch.arange(len(batch.images), device=device)[:, None]
+        asked = torch.from_numpy(choose_instructions(len(frames), batch.codes.shape[1], count, rng)).to(device)
+        words, act_at, colors_at = self._tokens.look_up(batch.codes[frames, asked])
+        visual = model.encode_images(augment(batch.images, rng))
         hidden = self._decode(visual, words)
-        tokens = visual.shape[1]
-        text = hidden[:, 1 + tokens:].unflatten(1, (count, words.shape[-1]))
-        act = _pick(text, self._lengths[kinds, colors] - 1)
-        color = _pick(text, self._color_at[kinds, colors])
+        text = hidden[:, 1 + visual.shape[1]:].unflatten(1, (count, words.shape[-1]))
+        act = _pick(text, act_at[..., None])[:, :, 0]
+        named = _pick(text, colors_at)
 
-        weight = torch.full(kinds.shape, (1 - settings.own_weight) / (count - 1))
-        weight[:, 0] = settings.own_weight
-        target = torch.from_numpy(batch.chunks[frames, kinds, colors])
-        raw = model.action_logits(act)
-        high = torch.tensor(model.action_spec.high[:6])
-        motion = F.smooth_l1_loss(raw[..., :6], target[..., :6] / high, beta=0.1, reduction="none").mean((-1, -2))
-        gripper = F.binary_cross_entropy_with_logits(raw[..., 6], target[..., 6], reduction="none").mean(-1)
-        keys = self.point_key(hidden[:, 1:1 + tokens])
-        logits = (self.point_query(color) @ keys.transpose(-1, -2)).float() * 128**-0.5
-        cell = torch.from_numpy(_token_under(batch.pixels[frames, colors], model))
-        point = F.cross_entropy(logits.flatten(0, 1), cell.flatten(), reduction="none").view(weight.shape)
-        where = F.l1_loss(self.place_target(color).float(), _scaled(torch.from_numpy(batch.blocks[frames, colors])),
-                          reduction="none").mean(-1)
-        state = torch.from_numpy(batch.gripper)[:, None]
-        own = torch.cat((_scaled(state[..., :3]), state[..., 3:] / 0.09), -1).expand(-1, count, -1)
-        self_place = F.l1_loss(self.place_gripper(act).float(), own, reduction="none").mean(-1)
-
-        losses = {"motion": motion, "gripper": gripper, "pointer": point, "place": where + self_place}
-        means = {name: (loss * weight).sum(1).mean() for name, loss in losses.items()}
-        means["total"] = (means["motion"] + settings.gripper_weight * means["gripper"]
-                          + settings.pointer_weight * means["pointer"] + settings.place_weight * means["place"])
+        share = torch.full((count,), (1 - weights.own_weight) / max(1, count - 1), device=device)
+        share[0] = weights.own_weight if count > 1 else 1.0
+        seen = hidden[:, 1:1 + visual.shape[1]]
+        losses = {**self._action_losses(act, batch.chunks[frames, asked]),
+                  **self._grounding_losses(seen, named, batch, batch.targets[frames, asked]),
+                  "gripper_place": self._gripper_loss(act, batch.gripper)}
+        means = {name: (loss * share).sum(1).mean() for name, loss in losses.items()}
+        means["total"] = (means["motion"] + weights.gripper_weight * means["gripper"]
+                          + weights.pointer_weight * means["pointer"]
+                          + weights.place_weight * (means["place"] + means["gripper_place"]))
         return means
+
+    def _action_losses(self, act: Tensor, chunks: Tensor) -> dict[str, Tensor]:
+        raw = self.model.action_logits(act)
+        high = torch.tensor(self.model.action_spec.high[:6], device=raw.device)
+        motion = F.smooth_l1_loss(raw[..., :6], chunks[..., :6] / high, beta=0.1, reduction="none").mean((-1, -2))
+        gripper = F.binary_cross_entropy_with_logits(raw[..., 6], chunks[..., 6], reduction="none").mean(-1)
+        return {"motion": motion, "gripper": gripper}
+
+    def _grounding_losses(self, visual: Tensor, named: Tensor, batch: Batch, targets: Tensor) -> dict[str, Tensor]:
+        # visual (B, N, C), named (B, K, 2, C), targets (B, K, 2); an instruction with one block has -1 for the second.
+        frames = torch.arange(len(targets), device=targets.device)[:, None, None]
+        there = (targets >= 0).float()
+        which = targets.clamp(min=0)
+        logits = torch.einsum("bkjd,bnd->bkjn", self.point_query(named), self.point_key(visual)).float() * 128**-0.5
+        cell = token_under(batch.pixels[frames, which], self.model)
+        point = F.cross_entropy(logits.flatten(0, 2), cell.flatten(), reduction="none").view(cell.shape)
+        where = F.l1_loss(self.place_target(named).float(), _scaled(batch.blocks[frames, which]),
+                          reduction="none").mean(-1)
+        return {"pointer": (point * there).sum(-1) / there.sum(-1), "place": (where * there).sum(-1) / there.sum(-1)}
+
+    def _gripper_loss(self, act: Tensor, gripper: Tensor) -> Tensor:
+        state = gripper[:, None]
+        own = torch.cat((_scaled(state[..., :3]), state[..., 3:] / _WIDEST_OPENING_M), -1).expand(-1, act.shape[1], -1)
+        return F.l1_loss(self.place_gripper(act).float(), own, reduction="none").mean(-1)
 
     def _decode(self, visual: Tensor, words: Tensor) -> Tensor:
         batch, tokens, _ = visual.shape
         count, length = words.shape[1:]
-        bos = self.model.embed_tokens(torch.full((batch, 1), BOS))
+        bos = self.model.embed_tokens(torch.full((batch, 1), BOS, device=words.device))
         text = self.model.embed_tokens(words.flatten(1))
         # The residual stream stays float32 under autocast; only the matrix products are bfloat16.
         x = torch.cat((bos.float(), visual.float(), text.float()), dim=1)
-        positions = segment_positions(self.model.config.vision.patch_stride, tokens, count, length)
-        return self.model.decoder(x, positions.expand(batch, -1), mask=segment_mask(1 + tokens, count, length))
+        positions = segment_positions(self.model.config.vision.patch_stride, tokens, count, length).to(words.device)
+        mask = segment_mask(1 + tokens, count, length).to(words.device)
+        return self.model.decoder(x, positions.expand(batch, -1), mask=mask)
 
 
-def _encode_instructions(model: DemoVla) -> tuple[Tensor, Tensor, Tensor]:
-    ids = {(k, c): model.tokenize(Task(kind, color).instruction) + [ACT]
-           for k, kind in enumerate(KINDS) for c, color in enumerate(COLORS)}
-    longest = max(len(value) for value in ids.values())
-    words = torch.full((len(KINDS), len(COLORS), longest), ACT)
-    lengths = torch.zeros(len(KINDS), len(COLORS), dtype=torch.long)
-    color_at = torch.zeros_like(lengths)
-    for (k, c), value in ids.items():
-        words[k, c, :len(value)] = torch.tensor(value)
-        lengths[k, c] = len(value)
-        color_at[k, c] = value.index(model.tokenize(COLORS[c])[0])
-    return words, lengths, color_at
-
-
-def sample_instructions(batch: Batch, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kind and colour indices (B, count): the frame's own instruction first, then others its scene allows."""
-    size = len(batch.own)
-    kinds = rng.integers(0, len(KINDS), (size, count))
-    colors = np.stack([rng.choice(np.flatnonzero(present), count) for present in batch.present])
-    kinds[:, 0], colors[:, 0] = batch.own[:, 0], batch.own[:, 1]
-    return kinds, colors
+def choose_instructions(frames: int, stored: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(frames, count) indices: the first, which the robot was doing, then others, none twice."""
+    others = rng.permuted(np.tile(np.arange(1, stored), (frames, 1)), axis=1)
+    return np.concatenate((np.zeros((frames, 1), np.int64), others[:, :count - 1]), axis=1)
 
 
 def segment_positions(patch_stride: int, tokens: int, count: int, length: int) -> Tensor:
@@ -132,22 +129,24 @@ def segment_mask(prefix: int, count: int, length: int) -> Tensor:
 
 def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     """(B, H, W, 3) uint8 to normalised (B, 3, H, W), brightness and tint varied a little."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255.0
     gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(images), 3, 1, 1))
-    return ((pixels * torch.from_numpy(gain).float()).clamp(0, 1) - 0.5) / 0.5
+    pixels = images.permute(0, 3, 1, 2).float() / 255.0
+    return ((pixels * torch.from_numpy(gain).float().to(images.device)).clamp(0, 1) - 0.5) / 0.5
 
 
 def _pick(text: Tensor, at: Tensor) -> Tensor:
-    return text.gather(2, at[..., None, None].expand(-1, -1, 1, text.shape[-1]))[:, :, 0]
+    # (B, K, L, C) and (B, K, J) to (B, K, J, C).
+    return text.gather(2, at[..., None].expand(-1, -1, -1, text.shape[-1]))
 
 
 def _scaled(places: Tensor) -> Tensor:
-    return (places - _PLACE_CENTER) / _PLACE_SCALE
+    return (places - torch.tensor(_PLACE_CENTER, device=places.device)) / _PLACE_SCALE_M
 
 
-def _token_under(pixels: np.ndarray, model: DemoVla) -> np.ndarray:
+def token_under(pixels: Tensor, model: DemoVla) -> Tensor:
+    """Visual token whose cell a pixel (..., 2) lies in; one outside the picture counts to the nearest."""
     side, stride = model.config.vision.grid_size, model.config.vision.patch_stride
-    cell = np.clip(np.floor((pixels + 0.5) / stride), 0, side - 1).astype(np.int64)
+    cell = ((pixels + 0.5) / stride).floor().clamp(0, side - 1).long()
     return cell[..., 1] * side + cell[..., 0]
 
 

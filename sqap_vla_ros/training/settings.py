@@ -1,9 +1,15 @@
-"""How the demo policy is trained: every number once."""
+"""How the demo policy is trained, as read from one YAML file; ``assets/train_demo.yaml`` is the recipe that shipped."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
+import yaml
+
+from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoConfig
 from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.vit import VitConfig
@@ -11,12 +17,35 @@ from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.simulation.expert import MAX_STEP_M, MAX_TURN_RAD
 from sqap_vla_ros.simulation.tasks import VOCABULARY
 
-CHUNK_STEPS = 4
-INSTRUCTIONS_PER_IMAGE = 4
-FIELD_PX = 28
+RECIPE = Path(__file__).parents[1] / "assets" / "train_demo.yaml"
 FINE_STRIDE_PX = 14
-TRAIN_SEEDS = range(1_000_000, 2_000_000)
-VALIDATION_SEEDS = range(2_000_000, 2_100_000)
+TRAIN_SEEDS = range(1_000_000, 1_900_000)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the policy; see :class:`VitConfig` and :class:`LlamaConfig`."""
+
+    vision: dict[str, int]
+    decoder: dict[str, int]
+    chunk_steps: int
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What frames are collected from.
+
+    :param difficulties: share of scenes by name: 'base' or a difficulty of the hard suite
+    :param varied: share of scenes with another camera and light
+    :param variation: layout fields of those
+    :param kinds: share of episodes by the kind of task that drives them
+    """
+
+    difficulties: dict[str, float]
+    varied: float
+    variation: dict[str, Any]
+    kinds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -25,7 +54,7 @@ class Stage:
 
     :param name: names the stage's files
     :param patch_stride: distance between visual tokens, px: 28 gives 64 tokens, 14 gives 256
-    :param expert_frames: frames collected from the perturbed expert before training
+    :param expert_frames: frames collected from the disturbed expert before training
     :param dagger_frames: frames collected from the policy so far and labelled by the expert
     :param samples: images seen, with repetition
     :param batch_size: images in a step; each carries several instructions
@@ -43,45 +72,100 @@ class Stage:
     final_rate: float
 
 
-STAGES = (
-    Stage("coarse", 28, 36_000, 0, 44_000, 32, 1e-3, 4e-4),
-    Stage("coarse-dagger", 28, 0, 10_000, 16_000, 16, 7e-4, 1e-4),
-    Stage("fine", 14, 0, 6_000, 22_000, 8, 6e-4, 3e-5),
-)
+@dataclass(frozen=True)
+class LossWeights:
+    """How the losses are weighed.
+
+    :param instructions_per_image: asked of one picture in one step
+    :param own_weight: weight of the instruction the frame was collected under; the others share the rest
+    :param pointer_weight: weight of the loss that makes color words point at their blocks
+    :param place_weight: weight of the losses that locate target and gripper
+    :param gripper_weight: weight of the gripper's cross-entropy
+    """
+
+    instructions_per_image: int
+    own_weight: float
+    pointer_weight: float
+    place_weight: float
+    gripper_weight: float
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW and what surrounds it; ``ema_decay`` is that of the averaged weights, which are evaluated and shipped."""
+
+    weight_decay: float
+    ema_decay: float
+    gradient_clip: float
+    warmup_steps: int
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole recipe.
+    """The whole recipe; ``save_every`` counts optimizer steps."""
 
-    :param stages: in order
-    :param own_weight: weight of the instruction the frame was collected under; the others share the rest
-    :param pointer_weight: weight of the loss that makes the colour word point at its block
-    :param place_weight: weight of the losses that locate target and gripper
-    :param gripper_weight: weight of the gripper's cross-entropy
-    :param ema_decay: decay of the averaged weights that are evaluated and shipped
-    :param save_every: optimizer steps between resumable saves
+    seed: int
+    model: Architecture
+    scenes: Scenes
+    stages: tuple[Stage, ...]
+    loss: LossWeights
+    optimizer: Optimizer
+    save_every: int
+    validation_episodes: int
+    execute_steps: int
+
+
+def load_settings(path: Path = RECIPE) -> Settings:
+    """Read a recipe.
+
+    :raises ConfigError: when it cannot be read, or a field is missing, unknown or of the wrong kind
     """
-
-    seed: int = 0
-    stages: tuple[Stage, ...] = field(default=STAGES)
-    own_weight: float = 0.4
-    pointer_weight: float = 0.3
-    place_weight: float = 0.5
-    gripper_weight: float = 0.3
-    weight_decay: float = 0.05
-    ema_decay: float = 0.995
-    gradient_clip: float = 1.0
-    warmup_steps: int = 100
-    save_every: int = 200
-    validation_episodes: int = 60
-    execute_steps: int = 2
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"the recipe '{path}' cannot be read: {error}; start from a copy of {RECIPE}") from error
+    parts: dict[str, Any] = dict(values) if isinstance(values, dict) else {}
+    for name, kind in (("model", Architecture), ("scenes", Scenes), ("loss", LossWeights), ("optimizer", Optimizer)):
+        parts[name] = _build(kind, parts.get(name), f"{path}: {name}")
+    stages = parts.get("stages")
+    parts["stages"] = tuple(_build(Stage, stage, f"{path}: stages[{index}]")
+                            for index, stage in enumerate(stages if isinstance(stages, list) else [None]))
+    return _build(Settings, parts, str(path))
 
 
-def demo_config(patch_stride: int) -> DemoConfig:
-    """Architecture of the demo policy on the grid that ``patch_stride`` gives."""
+def _build(kind: type[T], values: Any, where: str) -> T:
+    known = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
+    given = values if isinstance(values, dict) else {}
+    if set(given) != set(known):
+        raise ConfigError(f"{where} needs exactly {', '.join(known)}; missing: "
+                          f"{', '.join(sorted(set(known) - set(given))) or 'none'}, unknown: "
+                          f"{', '.join(sorted(set(given) - set(known))) or 'none'}")
+    plain: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, plain.get(known[name], (object,))):
+            raise ConfigError(f"{where}.{name} takes a value of kind {known[name]}, got {value!r}")
+    return kind(**given)
+
+
+def scale_settings(settings: Settings, factor: float) -> Settings:
+    """The same recipe with less of everything."""
+    stages = tuple(replace(stage, expert_frames=math.ceil(stage.expert_frames * factor),
+                           dagger_frames=math.ceil(stage.dagger_frames * factor),
+                           samples=math.ceil(stage.samples * factor)) for stage in settings.stages)
+    episodes = max(6, math.ceil(settings.validation_episodes * factor))
+    return replace(settings, stages=stages, validation_episodes=episodes)
+
+
+def demo_config(architecture: Architecture, patch_stride: int) -> DemoConfig:
+    """Architecture of the demo policy on the grid that ``patch_stride`` gives.
+
+    :raises ConfigError: when a size is missing or unknown
+    """
     bounds = (MAX_STEP_M,) * 3 + (MAX_TURN_RAD,) * 3
     low = tuple(-value for value in bounds) + (0.0,)
-    action = ActionSpec(CHUNK_STEPS, low, bounds + (1.0,), (True,) * 6 + (False,))
-    vision = VitConfig(224, FIELD_PX, patch_stride, 192, 4, 3)
-    return DemoConfig(vision, LlamaConfig(256, 768, 6, 4, 4), VOCABULARY, action)
+    action = ActionSpec(architecture.chunk_steps, low, bounds + (1.0,), (True,) * 6 + (False,))
+    try:
+        vision = VitConfig(patch_stride=patch_stride, **architecture.vision)
+        return DemoConfig(vision, LlamaConfig(**architecture.decoder), VOCABULARY, action)
+    except TypeError as error:
+        raise ConfigError(f"the recipe's model is not usable: {error}") from error

@@ -9,25 +9,30 @@ import math
 import os
 import sys
 import time
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.simulation.suite import SUITES
 from sqap_vla_ros.training.collect import collect
 from sqap_vla_ros.training.frames import FrameSet
 from sqap_vla_ros.training.learner import Learner, refine_grid
-from sqap_vla_ros.training.settings import Settings, Stage, demo_config
+from sqap_vla_ros.training.settings import RECIPE, Settings, Stage, demo_config, load_settings, scale_settings
 from sqap_vla_ros.training.validate import validate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``sqap train-demo``."""
+    parser.add_argument("--config", type=Path, default=RECIPE, metavar="FILE",
+                        help="the recipe; the default is the one that made the shipped checkpoint")
     parser.add_argument("--work", type=Path, default=Path("out/train"), metavar="DIR",
                         help="frames, resumable state and log (default: out/train); run again to go on after a kill")
     parser.add_argument("--out", type=Path, default=Path("out/train/checkpoint"), metavar="DIR",
@@ -37,38 +42,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "all of it runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="processes that collect and validate (default: one per core)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and collection (default: 0)")
+    parser.add_argument("--device", default="auto", metavar="NAME",
+                        help="what learns: cpu, cuda, or auto for cuda where there is one (default: auto)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, export, print one line of JSON."""
-    settings = scaled(Settings(seed=args.seed), args.scale)
-    trainer = Trainer(settings, args.work, args.workers)
+    settings = scale_settings(load_settings(args.config), args.scale)
+    trainer = Trainer(settings, args.work, args.workers, find_device(args.device))
     for stage in settings.stages:
         trainer.run_stage(stage)
     save_model(trainer.averaged.model, args.out, dtype=torch.bfloat16)
-    result = validate(args.out, settings.validation_episodes, settings.execute_steps, args.workers)
+    result = trainer.validate(args.out)
     trainer.log({"event": "finished", **result})
     print(json.dumps({"checkpoint": str(args.out), **result}))
     return 0
 
 
-def scaled(settings: Settings, factor: float) -> Settings:
-    """The same recipe with less of everything."""
-    stages = tuple(replace(stage, expert_frames=math.ceil(stage.expert_frames * factor),
-                           dagger_frames=math.ceil(stage.dagger_frames * factor),
-                           samples=math.ceil(stage.samples * factor)) for stage in settings.stages)
-    episodes = max(3, math.ceil(settings.validation_episodes * factor))
-    return replace(settings, stages=stages, validation_episodes=episodes)
+def find_device(name: str) -> torch.device:
+    """The device of ``--device``.
+
+    :raises ConfigError: when there is none of that name
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu" or (name == "cuda" and torch.cuda.is_available()):
+        return torch.device(name)
+    raise ConfigError(f"--device {name} is not here; allowed are cpu, cuda where torch sees one, and auto")
 
 
 class Trainer:
     """Weights, their average, the optimizer, and where they are kept between runs."""
 
-    def __init__(self, settings: Settings, work: Path, workers: int) -> None:
-        self.settings, self.work, self.workers = settings, work, workers
+    def __init__(self, settings: Settings, work: Path, workers: int, device: torch.device) -> None:
+        self.settings, self.work, self.workers, self.device = settings, work, workers, device
         torch.manual_seed(settings.seed)
-        self.learner = Learner(DemoVla(demo_config(settings.stages[0].patch_stride)))
+        self.learner = Learner(DemoVla(demo_config(settings.model, settings.stages[0].patch_stride))).to(device)
         self.averaged = copy.deepcopy(self.learner)
         self._seed_offset = 0
 
@@ -81,64 +90,72 @@ class Trainer:
     def run_stage(self, stage: Stage) -> None:
         """Collect, train and keep one stage; a finished one is only loaded."""
         self._match_grid(stage.patch_stride)
-        frames = self.work / "frames"
+        frames, settings = self.work / "frames", self.settings
         for name, count, policy in ((f"{stage.name}-expert", stage.expert_frames, None),
                                     (f"{stage.name}-dagger", stage.dagger_frames, self.work / "policy")):
             if count:
-                collect(frames, name, count, first_seed=self._seed_offset, policy=policy, workers=self.workers)
+                collect(frames, name, count, first_seed=self._seed_offset, scenes=settings.scenes,
+                        chunk_steps=settings.model.chunk_steps, policy=policy, workers=self.workers)
             self._seed_offset += count
         started = time.time()
-        self._train(stage, FrameSet(frames))
+        self._train(stage, FrameSet(frames, self.device))
         save_model(self.averaged.model, self.work / "policy")
         if not (self.work / f"{stage.name}.done").exists():
             self.log({"event": "stage", "stage": stage.name, "seconds": round(time.time() - started)})
-            result = validate(self.work / "policy", self.settings.validation_episodes, self.settings.execute_steps,
-                              self.workers)
-            self.log({"event": "validation", "stage": stage.name, **result})
-            print(f"{stage.name}: validation {result['success']:.1%} {result['tasks']}", file=sys.stderr)
+            self.log({"event": "validation", "stage": stage.name, **self.validate(self.work / "policy")})
             (self.work / f"{stage.name}.done").touch()
+
+    def validate(self, checkpoint: Path) -> dict[str, object]:
+        """Success on validation scenes, which it also says."""
+        result = {suite: validate(checkpoint, suite, self.settings.validation_episodes, self.settings.execute_steps,
+                                  self.workers) for suite in SUITES}
+        for suite, part in result.items():
+            print(f"validation, {suite} suite: {part['success']:.1%} {part['tasks']}", file=sys.stderr)
+        return dict(result)
 
     def _match_grid(self, patch_stride: int) -> None:
         if self.learner.model.config.vision.patch_stride == patch_stride:
             return
         for holder in (self.learner, self.averaged):
-            finer = DemoVla(demo_config(patch_stride))
+            finer = DemoVla(demo_config(self.settings.model, patch_stride)).to(self.device)
             refine_grid(holder.model, finer)
             holder.model = finer
 
     def _train(self, stage: Stage, frames: FrameSet) -> None:
         steps = math.ceil(stage.samples / stage.batch_size)
         optimizer = torch.optim.AdamW(self.learner.parameters(), lr=stage.peak_rate, betas=(0.9, 0.95),
-                                      weight_decay=self.settings.weight_decay)
+                                      weight_decay=self.settings.optimizer.weight_decay, fused=True)
         first = self._resume(stage, optimizer)
-        recent: dict[str, float] = {}
+        recent: dict[str, Tensor] = {}
         progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage.name, unit="step", mininterval=5)
         for step in progress:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, stage, self.settings.warmup_steps)
-            rng = np.random.default_rng((self.settings.seed, step, len(stage.name)))
+                group["lr"] = learning_rate(step, steps, stage, self.settings.optimizer.warmup_steps)
+            rng = np.random.default_rng((self.settings.seed, step, stage.patch_stride, stage.samples))
             losses = self._step(optimizer, frames, rng, stage.batch_size)
             recent = {name: 0.95 * recent.get(name, value) + 0.05 * value for name, value in losses.items()}
             if step % 20 == 0:
-                progress.set_postfix({name: f"{value:.3f}" for name, value in recent.items()})
+                progress.set_postfix({name: f"{float(value):.3f}" for name, value in recent.items()})
             if (step + 1) % self.settings.save_every == 0 or step + 1 == steps:
                 self._save(stage, optimizer, step + 1)
                 self.log({"event": "losses", "stage": stage.name, "step": step + 1,
-                          **{name: round(value, 4) for name, value in recent.items()}})
+                          **{name: round(float(value), 4) for name, value in recent.items()}})
 
     def _step(self, optimizer: torch.optim.Optimizer, frames: FrameSet, rng: np.random.Generator,
-              batch_size: int) -> dict[str, float]:
+              batch_size: int) -> dict[str, Tensor]:
         batch = frames.take(rng.integers(0, len(frames), batch_size))
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = self.learner(batch, rng, self.settings)
+        # On a CPU the fused attention's backward pass takes four times as long as plain products.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16), attention:
+            losses = self.learner(batch, rng, self.settings.loss)
         optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
-        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.optimizer.gradient_clip)
         optimizer.step()
         with torch.no_grad():
             mine: list[Tensor] = list(self.learner.parameters())
-            torch._foreach_lerp_(list(self.averaged.parameters()), mine, 1 - self.settings.ema_decay)
-        return {name: float(loss.detach()) for name, loss in losses.items()}
+            torch._foreach_lerp_(list(self.averaged.parameters()), mine, 1 - self.settings.optimizer.ema_decay)
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> None:
         path = self.work / f"{stage.name}.pt"
@@ -151,7 +168,7 @@ class Trainer:
         path = self.work / f"{stage.name}.pt"
         if not path.exists():
             return 0
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, weights_only=True, map_location=self.device)
         self.learner.load_state_dict(kept["learner"])
         self.averaged.load_state_dict(kept["averaged"])
         optimizer.load_state_dict(kept["optimizer"])

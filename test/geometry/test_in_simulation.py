@@ -9,7 +9,7 @@ from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.geometry.image_map import resize_map
 from sqap_vla_ros.simulation.expert import act
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.simulation.tasks import KINDS, Task
+from sqap_vla_ros.simulation.tasks import BASE_KINDS, Task
 
 SEEDS = range(7_000, 7_030)
 GRIPPER = FootprintKnobs().frames
@@ -26,7 +26,7 @@ def play(tabletop, seed):
     """A scene somewhere on the expert's way."""
     rng = np.random.default_rng(seed)
     scene = tabletop.reset(seed)
-    task = Task(KINDS[seed % len(KINDS)], scene.colors[0])
+    task = Task(BASE_KINDS[seed % 3], scene.colors[0])
     for _ in range(int(rng.integers(0, 25))):
         tabletop.step(act(tabletop.state(), task, tabletop.layout))
 

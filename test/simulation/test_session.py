@@ -6,8 +6,8 @@ import pytest
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import RANGES, build_layout, check_time
-from sqap_vla_ros.simulation.session import COMMAND_TIMEOUT_NS, TICK_NS, TICKS_PER_STEP, Session
-from sqap_vla_ros.simulation.tasks import MAX_STEPS
+from sqap_vla_ros.simulation.session import COMMAND_TIMEOUT_NS, TICK_NS, TICKS_PER_STEP, Session, build_task, look_ahead
+from sqap_vla_ros.simulation.tasks import Task
 
 ZERO = np.zeros(3)
 
@@ -47,8 +47,8 @@ def test_new_scene_makes_old_commands_stale(session):
 
 
 def test_episode_runs_out_of_steps_and_then_stays_as_it_ended(session):
-    session.start_scene(0, "pick")
-    for _ in range(MAX_STEPS + 5):
+    session.start_scene(0, Task("pick", look_ahead(Layout(), 0).colors[0]))
+    for _ in range(65):
         for _ in range(TICKS_PER_STEP):
             session.now_ns += TICK_NS
         session.end_step()
@@ -64,17 +64,26 @@ def test_free_play_never_finishes(session):
 
 def test_refused_scene_leaves_the_old_one_untouched(session):
     seed_of_four = next(seed for seed in range(20) if len(session.start_scene(seed).colors) == 4)
-    session.start_scene(seed_of_four, "pick")
+    session.start_scene(seed_of_four, Task("pick", session.scene.colors[0]))
     session.command_twist(session.now_ns, "world", np.array([0.1, 0.0, 0.0]), ZERO)
     session.tick()
     before = session.tabletop.joint_state()[1]
     missing, = {"red", "green", "blue", "yellow", "purple"} - set(session.scene.colors)
-    for seed, kind, color, sentence in ((-5, "", "", "negative"), (3, "dance", "", "does not exist"),
-                                        (seed_of_four, "pick", missing, f"has no {missing} block")):
+    crowd = Layout(block_counts=(6, 6), twin_blocks=1, block_gap_m=0.2)
+    for seed, task, layout, sentence in ((-5, None, None, "negative"), (3, None, crowd, "6 blocks do not fit"),
+                                         (seed_of_four, Task("pick", missing), None, f"has no {missing} block")):
         with pytest.raises(ConfigError, match=sentence):
-            session.start_scene(seed, kind, color)
+            session.start_scene(seed, task, layout)
     np.testing.assert_array_equal(session.tabletop.joint_state()[1], before)
     assert session.outcome()["task"] == "pick"
+
+
+def test_a_task_without_a_color_is_about_an_only_block():
+    scene = look_ahead(Layout(twin_blocks=1), 4)
+    assert build_task(scene, "pick", "", "", "").color in scene.singles
+    assert build_task(scene, "", "red", "", "") is None
+    with pytest.raises(ConfigError, match="'dance' does not exist"):
+        build_task(scene, "dance", "", "", "")
 
 
 def test_closing_on_nothing_reaches_and_opening_beyond_the_stops_means_open(session):
@@ -104,6 +113,9 @@ def test_every_layout_field_has_a_range_that_its_default_keeps():
     ({"block_area": [0.5, 0.4, 0.0, 0.1]}, "each 'from' must not exceed"),
     ({"block_counts": [4, 2]}, "the fewest must not exceed the most"),
     ({"block_gap_m": 0.4}, "do not fit"),
+    ({"camera_shift_m": [0.1, 0.0]}, "'from' must not exceed 'to'"),
+    ({"twin_blocks": 2}, "every twin needs another block"),
+    ({"block_counts": [6, 6], "block_gap_m": 0.05}, "every twin needs another block"),
 ])
 def test_layout_that_cannot_be_is_named(values, sentence):
     with pytest.raises(ConfigError, match=sentence):

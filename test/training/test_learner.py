@@ -8,68 +8,123 @@ import numpy as np
 import pytest
 import torch
 
+from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoVla
-from sqap_vla_ros.simulation.expert import plan
+from sqap_vla_ros.simulation.expert import find_target, plan
+from sqap_vla_ros.simulation.layout import Layout
+from sqap_vla_ros.simulation.scene import draw_scene
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.simulation.tasks import COLORS, KINDS, Task
+from sqap_vla_ros.simulation.tasks import KINDS, Task
 from sqap_vla_ros.training import train
-from sqap_vla_ros.training.frames import Batch, FrameSet, ShardWriter, project_to_pixels
-from sqap_vla_ros.training.learner import Learner, infer_chunk, refine_grid, segment_positions
-from sqap_vla_ros.training.settings import STAGES, Settings, demo_config
+from sqap_vla_ros.training.collect import disturb, draw_layout
+from sqap_vla_ros.training.frames import FrameSet, ShardWriter
+from sqap_vla_ros.training.instructions import draw_task, encode_task
+from sqap_vla_ros.training.learner import (
+    Learner,
+    choose_instructions,
+    infer_chunk,
+    refine_grid,
+    segment_positions,
+    token_under,
+)
+from sqap_vla_ros.training.settings import demo_config, load_settings, scale_settings
+
+CPU = torch.device("cpu")
+SETTINGS = load_settings()
+CROWD = Layout(block_counts=(4, 4), twin_blocks=1)
+
+
+def build(patch_stride):
+    return DemoVla(demo_config(SETTINGS.model, patch_stride))
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
-    """Six frames of one scene, written and read back."""
-    folder, table, writer = tmp_path_factory.mktemp("frames"), Tabletop(), ShardWriter()
-    scene = table.reset(21)
-    task = Task("pick", scene.colors[0])
+    """Six frames of one scene with two blocks of one color, written and read back."""
+    folder, table, writer = tmp_path_factory.mktemp("frames"), Tabletop(CROWD), ShardWriter(4)
+    scene, rng = table.reset(21), np.random.default_rng(0)
+    single, other = scene.singles
+    tasks = [Task("pick", single), Task("stack", single, other=other), Task("place", scene.twins[0], "right"),
+             Task("place-reach", other, other=single),
+             *(draw_task(scene, SETTINGS.scenes.kinds, rng) for _ in range(3))]
     states = []
     for _ in range(6):
         states.append(table.state())
-        writer.add(table, task, table.render())
-        table.step(plan(table.state(), task, table.layout, 1)[0])
+        writer.add(table, tasks, table.render())
+        table.step(plan(table.state(), tasks[0], table.layout, 1)[0])
     writer.write(folder / "some-0000.npz")
     (folder / "killed-0000.part.npz").write_bytes(b"half")
-    projected = project_to_pixels(table, np.stack(list(states[0].blocks.values())))
+    layout = table.layout
     table.close()
-    return FrameSet(folder), scene, states, table.layout, projected
+    return FrameSet(folder, CPU), tasks, states, layout
 
 
 def test_frames_come_back_with_the_answer_to_every_instruction(shard):
-    frames, scene, states, layout, projected = shard
-    batch = frames.take(np.arange(6))
+    frames, tasks, states, layout = shard
+    batch = frames.take(np.array([5, 3]))
     assert len(frames) == 6
-    assert {COLORS[i] for i in np.flatnonzero(batch.present[0])} == set(scene.colors)
-    for color in scene.colors:
-        for kind_index, kind in enumerate(KINDS):
-            expected = plan(states[3], Task(kind, color), layout, 4)
-            assert batch.chunks[3, kind_index, COLORS.index(color)] == pytest.approx(expected, abs=1e-6)
-    for color, pixel in zip(states[0].blocks, projected, strict=True):
-        assert batch.pixels[0, COLORS.index(color)] == pytest.approx(pixel, abs=1e-3)
-        red, green, blue = batch.images[0, round(float(pixel[1])), round(float(pixel[0]))].astype(int)
-        strongest = {"red": red, "green": green, "blue": blue}
-        if color in strongest:
-            assert strongest[color] == max(strongest.values())
+    for index, task in enumerate(tasks):
+        assert tuple(batch.codes[1, index].tolist()) == encode_task(task)
+        assert batch.chunks[1, index].numpy() == pytest.approx(plan(states[3], task, layout, 4), abs=1e-6)
+        names = [find_target(states[3], task, layout), task.other]
+        for name, block in zip(names, batch.targets[1, index], strict=True):
+            assert (block == -1) if not name else \
+                batch.blocks[1, block].numpy() == pytest.approx(states[3].blocks[name], abs=1e-6)
+
+
+def test_blocks_are_seen_where_frames_say(shard):
+    batch = shard[0].take(np.array([0]))
+    for name, pixel in zip(shard[2][0].blocks, batch.pixels[0], strict=False):
+        strongest = {"red": 0, "green": 1, "blue": 2}.get(name.split("_")[0])
+        if strongest is not None:
+            assert batch.images[0, round(float(pixel[1])), round(float(pixel[0]))].argmax() == strongest
 
 
 def test_instructions_that_share_a_picture_do_not_see_each_other(shard):
     torch.manual_seed(0)
-    model = DemoVla(demo_config(28)).eval()
+    model = build(28).eval()
     learner = Learner(model).eval()
-    image = shard[0].take(np.array([0])).images[0]
-    visual = model.encode_images(((torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255) - 0.5) / 0.5)
-    kinds, colors = np.array([[0, 2, 1, 2]]), np.array([[0, 3, 1, 4]])
+    batch = shard[0].take(np.array([0]))
+    visual = model.encode_images((batch.images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
+    words, act_at, colors_at = learner._tokens.look_up(batch.codes)
     with torch.no_grad():
-        hidden = learner._decode(visual, learner._words[kinds, colors])
-    width = learner._words.shape[-1]
-    for index, (kind, color) in enumerate(zip(kinds[0], colors[0], strict=True)):
-        length = int(learner._lengths[kind, color])
-        act = hidden[:, 1 + visual.shape[1] + index * width + length - 1]
-        together = model.decode_actions(act)[0].detach().double().numpy()
+        hidden = learner._decode(visual, words)
+    for index, task in enumerate(shard[1]):
+        start = 1 + visual.shape[1] + index * words.shape[-1]
+        together = model.decode_actions(hidden[:, start + int(act_at[0, index])])[0].detach().double().numpy()
         together[:, :6] *= np.array(model.action_spec.high[:6])
-        alone = infer_chunk(model, image, Task(KINDS[kind], COLORS[color]).instruction)
-        assert together == pytest.approx(alone, abs=1e-5)
+        assert together == pytest.approx(infer_chunk(model, batch.images[0].numpy(), task.instruction), abs=1e-5)
+        said = [int(words[0, index, at]) for at in colors_at[0, index]]
+        assert said == [model.tokenize(color)[0] for color in (task.color, task.other or task.color)]
+
+
+def test_the_frames_own_instruction_comes_first_and_none_twice():
+    chosen = choose_instructions(50, 8, 6, np.random.default_rng(0))
+    assert (chosen[:, 0] == 0).all()
+    assert all(len(set(row)) == 6 for row in chosen)
+
+
+def test_tokens_under_pixels_are_numbered_row_by_row():
+    pixels = torch.tensor([[0.0, 0.0], [223.0, 0.0], [13.4, 14.0], [-50.0, 500.0]])
+    assert token_under(pixels, build(14)).tolist() == [0, 15, 16, 240]
+
+
+def test_every_drawn_task_is_allowed_and_every_kind_comes():
+    rng, kinds = np.random.default_rng(0), set()
+    for seed in range(200):
+        scene = draw_scene(draw_layout(SETTINGS.scenes, rng), seed)
+        task = draw_task(scene, SETTINGS.scenes.kinds, rng)
+        scene.check(task)
+        kinds.add(task.kind)
+    assert kinds == set(KINDS)
+
+
+def test_disturbance_moves_and_turns_but_seldom_grips():
+    rng, action = np.random.default_rng(0), np.array([0.01, 0, 0, 0, 0, 0, 1.0])
+    worse = np.array([disturb(action, 0.02, rng) for _ in range(2000)]) - action
+    assert 0.45 < (worse[:, 0] != 0).mean() < 0.55
+    assert worse[:, :3].std() == pytest.approx(0.02 / 2**0.5, rel=0.1)
+    assert 0.01 < (worse[:, 6] != 0).mean() < 0.03
 
 
 def test_coarse_tokens_take_the_positions_of_the_fine_grid():
@@ -80,7 +135,7 @@ def test_coarse_tokens_take_the_positions_of_the_fine_grid():
 
 
 def test_a_finer_grid_keeps_every_weight_but_interpolates_positions():
-    coarse, fine = DemoVla(demo_config(28)), DemoVla(demo_config(14))
+    coarse, fine = build(28), build(14)
     refine_grid(coarse, fine)
     assert torch.equal(coarse.vision.patch_embed.weight, fine.vision.patch_embed.weight)
     assert fine.vision.pos_embed.shape == (1, 256, 192)
@@ -90,12 +145,12 @@ def test_a_finer_grid_keeps_every_weight_but_interpolates_positions():
 
 def test_losses_fall_on_a_few_frames(shard):
     torch.manual_seed(0)
-    learner = Learner(DemoVla(demo_config(28)))
+    learner = Learner(build(28))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3)
-    batch: Batch = shard[0].take(np.arange(4))
+    batch = shard[0].take(np.arange(4))
     totals = []
     for step in range(12):
-        losses = learner(batch, np.random.default_rng(step), Settings())
+        losses = learner(batch, np.random.default_rng(step), SETTINGS.loss)
         optimizer.zero_grad()
         losses["total"].backward()
         optimizer.step()
@@ -104,23 +159,42 @@ def test_losses_fall_on_a_few_frames(shard):
 
 
 def test_the_rate_warms_up_and_ends_where_it_should():
-    stage = STAGES[0]
+    stage = SETTINGS.stages[0]
     rates = [train.learning_rate(step, 1000, stage, 100) for step in range(1000)]
     assert rates[99] == pytest.approx(stage.peak_rate) == max(rates)
     assert rates[-1] == pytest.approx(stage.final_rate, rel=1e-2)
 
 
+@pytest.mark.parametrize(("old", "new", "sentence"), [
+    ("seed: 0", "sead: 0", "missing: seed, unknown: sead"),
+    ("batch_size: 32", "batch_size: many", r"stages\[0\].batch_size takes a value of kind int, got 'many'"),
+    ("own_weight: 0.3", "", r"loss needs exactly .* missing: own_weight"),
+    ("seed: 0", "seed: [", "cannot be read"),
+])
+def test_a_recipe_that_cannot_be_is_named(tmp_path, old, new, sentence):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(train.RECIPE.read_text().replace(old, new, 1))
+    with pytest.raises(ConfigError, match=sentence):
+        load_settings(recipe)
+
+
+def test_a_smaller_recipe_keeps_everything_else():
+    small = scale_settings(SETTINGS, 0.01)
+    assert small.stages[0].samples == SETTINGS.stages[0].samples // 100
+    assert replace(small, stages=SETTINGS.stages, validation_episodes=SETTINGS.validation_episodes) == SETTINGS
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path, capsys):
-    stage = replace(STAGES[0], expert_frames=40, samples=48, batch_size=8)
+    stage = replace(SETTINGS.stages[0], expert_frames=40, samples=48, batch_size=8)
 
     def finish(folder):
-        trainer = train.Trainer(replace(Settings(), save_every=2, validation_episodes=3), folder, 1)
+        trainer = train.Trainer(replace(SETTINGS, save_every=2, validation_episodes=3), folder, 1, CPU)
         trainer.run_stage(stage)
         return trainer.averaged.state_dict()
 
     whole = finish(tmp_path / "whole")
-    killed = train.Trainer(replace(Settings(), save_every=2, validation_episodes=3), tmp_path / "killed", 1)
+    killed = train.Trainer(replace(SETTINGS, save_every=2, validation_episodes=3), tmp_path / "killed", 1, CPU)
     calls, take = [], killed._step
 
     def die(*args):
@@ -144,5 +218,5 @@ def test_the_whole_recipe_runs_in_miniature(tmp_path, capsys):
                               "--workers", "1"])
     assert train.run(args) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert last["episodes"] == 3
+    assert last["base"]["episodes"] == last["hard"]["episodes"] == 6
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 24e6
