@@ -1,8 +1,8 @@
-"""The demo in one picture: success per task with its interval, and where the time goes."""
+"""Results in one picture: success per task with its interval, and for the demo where the time goes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,58 @@ from matplotlib.figure import Figure
 
 from sqap_vla_ros.evaluation.statistics import TOTAL, wilson_interval
 
-_COLORS = ("#5b7fa6", "#e08a3c", "#6aa56f", "#a06ab4")
+_COLORS = ("#5b7fa6", "#e08a3c", "#6aa56f", "#a06ab4", "#c0504d", "#4bacc6", "#8c7853", "#7f7f7f")
 
 
 def draw_chart(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw a PNG.
+    """Draw the demo's PNG: success and latency.
 
     :param rows: by label, as :func:`~sqap_vla_ros.evaluation.summary.summarize_run` gives them
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    width = 0.8 / max(len(rows), 1)
-    for index, row in enumerate(rows.values()):
-        style = {"color": _COLORS[index % len(_COLORS)], "width": width, "label": row["method"]}
-        offset = (index - (len(rows) - 1) / 2) * width
+    for row, offset, style in _place_bars(rows):
         _draw_success(left, row, offset, style)
         _draw_latency(right, row["latency_ms"], offset, style)
-    left.set(ylim=(0, 1.05), ylabel="success (whiskers: 95 % interval)", title="Closed loop on the same scenes")
+    left.set(title="Closed loop on the same scenes")
     right.set(ylabel="ms (bar p50, whisker p95)", title="Time of one inference")
-    for axes in (left, right):
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), frameon=False)
+    _finish(figure, left, right, path)
+
+
+def draw_success(rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw a PNG of success alone.
+
+    :param rows: by label, with ``method``, ``successes``, ``episodes`` and the same two of each of ``tasks``
+    :param title: what was played
+    """
+    groups = max((len(row["tasks"]) for row in rows.values()), default=0) + 1
+    figure = Figure(figsize=(max(6.0, 1.2 + 0.55 * groups * max(len(rows), 2)), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, offset, style in _place_bars(rows):
+        _draw_success(axes, row, offset, style)
+    axes.set(title=title)
+    _finish(figure, axes, None, path)
+
+
+def _place_bars(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float, dict[str, Any]]]:
+    # Each method's row, how far its bars stand from the middle of their group, and how they look.
+    width = 0.8 / max(len(rows), 1)
+    for index, row in enumerate(rows.values()):
+        yield row, (index - (len(rows) - 1) / 2) * width, {
+            "color": _COLORS[index % len(_COLORS)], "width": width, "label": row["method"]}
+
+
+def _finish(figure: Figure, first: Axes, second: Axes | None, path: Path) -> None:
+    first.set(ylim=(0, 1.05), ylabel="success (whiskers: 95 % interval)")
+    for axes in (first, second):
+        if axes is not None:
+            axes.grid(axis="y", alpha=0.3)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+    handles = first.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(max(len(handles[1]), 1), 4), frameon=False)
     figure.savefig(path, dpi=120)
 
 

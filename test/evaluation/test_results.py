@@ -1,0 +1,122 @@
+"""From finished episodes to a summary, a chart and a folder that can be gone on with."""
+
+import json
+
+import cv2
+import pytest
+
+from sqap_vla_ros.errors import ConfigError, InputError
+from sqap_vla_ros.evaluation.chart import draw_success
+from sqap_vla_ros.evaluation.journal import Journal
+from sqap_vla_ros.evaluation.results import EpisodeRecord, compare_records, summarize_methods
+
+SETTINGS = {"suite": "base", "first_seed": 5, "scene": ("dim-light",)}
+
+
+def record(method, seed, success, *, task="reach", color="red", steps=10, jerk=2.0, **others):
+    return EpisodeRecord(method, seed, task, task, color, f"{task} the {color} block", success,
+                         steps if success else 60, jerk, color, color, **others)
+
+
+RECORDS = [
+    record("a", 1, True, steps=8, jerk=1.0), record("a", 2, True, task="pick", steps=12, jerk=3.0),
+    record("a", 3, False, color="blue", jerk=None), record("a", 4, True, task="pick", color="blue", steps=40, jerk=2.0),
+    record("b", 4, False, task="pick", color="blue"), record("b", 1, True), record("b", 2, False, task="pick"),
+    record("b", 3, True, color="blue"),
+]
+
+
+def test_success_is_told_by_task_color_and_both():
+    row = summarize_methods(RECORDS, ["a", "b"])["methods"]["a"]
+    assert (row["method"], row["successes"], row["episodes"], row["success"]) == ("a", 3, 4, 0.75)
+    # Wilson: (0.75 + z^2/8 +- z sqrt(0.75 * 0.25 / 4 + z^2/64)) / (1 + z^2/4) with z^2 = 3.8415.
+    assert row["interval"] == [0.3006, 0.9544]
+    assert row["steps_to_success"] == {"median": 12.0, "p90": 34.4}
+    assert row["jerk_m_s3"] == 2.0
+    assert {name: (part["successes"], part["episodes"]) for name, part in row["tasks"].items()} == {
+        "reach": (1, 2), "pick": (2, 2)}
+    assert {name: (part["successes"], part["episodes"]) for name, part in row["colors"].items()} == {
+        "red": (2, 2), "blue": (1, 2)}
+    blue = row["kinds"]["reach"]["colors"]["blue"]
+    assert (blue["successes"], blue["episodes"], blue["steps_to_success"], blue["jerk_m_s3"]) == (0, 1, None, None)
+    assert blue["interval"] == [0.0, 0.7935]
+    assert "went_to" not in row
+
+
+def test_methods_are_compared_scene_by_scene():
+    summary = summarize_methods(RECORDS, ["a", "b"])
+    assert list(summary["methods"]) == ["a", "b"] and list(summary["compared"]) == ["b"]
+    change = summary["compared"]["b"]
+    assert (change["with"], change["difference"], change["episodes"]) == ("a", -0.25, 4)
+    assert [change[name] for name in ("both", "only_first", "only_this", "neither")] == [1, 2, 1, 0]
+    assert -1.0 <= change["interval"][0] < -0.25 < change["interval"][1] <= 1.0
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_only_scenes_that_both_finished_are_compared():
+    change = compare_records(RECORDS[:4], RECORDS[4:5])
+    assert (change["episodes"], change["only_first"], change["difference"]) == (1, 1, -1.0)
+    assert compare_records(RECORDS[:4], [])["interval"] == [-1.0, 1.0]
+
+
+def test_exchanged_instructions_tell_where_the_arm_went():
+    blocks = [("blue", "red"), ("blue", "red"), ("red", "blue"), ("green", "blue")]
+    records = [EpisodeRecord("a", seed, "reach", "reach", target, "", True, 5, 1.0, "blue", target, replaced)
+               for seed, (target, replaced) in enumerate(blocks)]
+    row = summarize_methods(records, ["a"])["methods"]["a"]
+    assert row["went_to"] == {"named": 2, "replaced": 2, "elsewhere": 0}
+    assert row["tasks"]["reach"]["went_to"] == row["went_to"]
+
+
+def test_chart_shows_a_bar_of_each_method(tmp_path):
+    draw_success(summarize_methods(RECORDS, ["a", "b"])["methods"], tmp_path / "chart.png", "base suite")
+    chart = cv2.imread(str(tmp_path / "chart.png"))[..., ::-1].reshape(-1, 3)
+    for color in ((0x5b, 0x7f, 0xa6), (0xe0, 0x8a, 0x3c)):
+        assert (chart == color).all(axis=1).sum() > 1000
+
+
+def test_journal_goes_on_after_a_line_that_was_cut(tmp_path):
+    with Journal(tmp_path, SETTINGS) as journal:
+        for entry in RECORDS[:3]:
+            journal.add(entry)
+    path = tmp_path / "episodes.jsonl"
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0]) == {
+        "method": "a", "seed": 1, "group": "reach", "task": "reach", "color": "red",
+        "instruction": "reach the red block", "success": True, "steps": 8, "jerk": 1.0, "nearest": "red",
+        "target": "red", "replaced": ""}
+    path.write_text("\n".join(lines)[:-5])
+    with Journal(tmp_path, SETTINGS) as journal:
+        assert journal.records == RECORDS[:2]
+        journal.add(RECORDS[3])
+    with Journal(tmp_path, SETTINGS) as journal:
+        assert journal.records == [*RECORDS[:2], RECORDS[3]]
+
+
+def test_journal_of_other_settings_is_not_touched_unless_told(tmp_path):
+    with Journal(tmp_path, SETTINGS) as journal:
+        journal.add(RECORDS[0])
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match='holds episodes with suite "base", not "hard"; start anew with --fresh'):
+        Journal(tmp_path, SETTINGS | {"suite": "hard"})
+    assert (tmp_path / "summary.json").exists()
+    with Journal(tmp_path, SETTINGS | {"suite": "hard"}, fresh=True) as journal:
+        assert journal.records == []
+    assert not (tmp_path / "summary.json").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["suite"] == "hard"
+
+
+def test_journal_that_cannot_be_read_or_had_is_a_sentence(tmp_path):
+    with Journal(tmp_path, SETTINGS) as journal:
+        with pytest.raises(ConfigError, match="another evaluation writes to"):
+            Journal(tmp_path, SETTINGS)
+        journal.add(RECORDS[0])
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json that says of what cannot be read"):
+        Journal(tmp_path, SETTINGS)
+    (tmp_path / "episodes.jsonl").write_text('{"seed": 1}\n')
+    with pytest.raises(InputError, match=r"line 1 of .* is no finished episode"):
+        Journal(tmp_path, SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory; take"):
+        Journal(tmp_path / "file", SETTINGS)
