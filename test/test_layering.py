@@ -11,9 +11,10 @@ ORDER = (
     {"errors"}, {"config", "data", "standalone"}, {"quantization", "pruning", "geometry"}, {"models"}, {"policy"},
     {"ros", "simulation", "training", "evaluation"}, {"cli"},
 )
-# Siblings do not import each other, with two exceptions: the simulated robot's node is a ROS node, and the demo
-# policy learns from the simulated expert.
-EXCEPTIONS = {"simulation/robot_node.py": {"ros"}, "training": {"simulation"}}
+# Siblings do not import each other, with three exceptions: the simulated robot's node is a ROS node, the demo policy
+# learns from the simulated expert, and closed loops are played on the simulated table.
+EXCEPTIONS = {"simulation/robot_node.py": {"ros"}, "training": {"simulation"},
+              "evaluation/plan.py": {"simulation"}, "evaluation/closed_loop.py": {"simulation"}}
 ROS = {"rclpy", "tf2_ros", "cv_bridge", "ament_index_python", "launch", "launch_ros"}
 NUMERIC = {"numpy", "torch", "transformers", "safetensors", "cv2", "scipy", "mujoco"}
 # Selection ends in `data.TokenUse`, which crosses borders as NumPy, and its loop over a few tokens is quicker there.

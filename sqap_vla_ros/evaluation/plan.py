@@ -1,0 +1,73 @@
+"""What an evaluation plays: every method the same trials, with or without the instruction exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.evaluation.methods import Method
+from sqap_vla_ros.simulation.scene import Scene, draw_scene
+from sqap_vla_ros.simulation.suite import Trial
+from sqap_vla_ros.simulation.tasks import Task
+
+BLINDS = ("gripper", "target", "random")
+LANGUAGES = ("scene", "other")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How every episode is played.
+
+    :param checkpoint: folder of a checkpoint, or a name of one in the package
+    :param execute_steps: steps of a chunk carried out before the next look
+    :param blind: which tokens are blanked, one of ``BLINDS``, or '' for none
+    """
+
+    checkpoint: str
+    execute_steps: int
+    blind: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play.
+
+    :param method: what plays
+    :param trial: scene and task
+    :param replaced: the task that the scene had before its instruction was exchanged; None when it was not
+    """
+
+    method: Method
+    trial: Trial
+    replaced: Task | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from all others: method and scene."""
+        return self.method.name, self.trial.seed
+
+
+def plan_jobs(methods: Sequence[Method], trials: Sequence[Trial], *, exchange: bool = False) -> list[Job]:
+    """All episodes, one method after the other.
+
+    :param exchange: name another block that is there
+    :raises ConfigError: when a scene has no other block to name
+    """
+    if not exchange:
+        return [Job(method, trial) for method in methods for trial in trials]
+    exchanged = [replace(trial, task=exchange_task(trial.task, draw_scene(trial.layout, trial.seed)))
+                 for trial in trials]
+    return [Job(method, new, old.task) for method in methods for old, new in zip(trials, exchanged, strict=True)]
+
+
+def exchange_task(task: Task, scene: Scene) -> Task:
+    """The same kind of task on a block that ``task`` does not name; which one follows from the scene's seed.
+
+    :raises ConfigError: when every block is named or has a twin
+    """
+    others = [color for color in scene.singles if color not in task.colors]
+    if not others:
+        raise ConfigError(f"scene {scene.seed} has no other block to name than those of '{task.instruction}'; its "
+                          f"colors are {', '.join(scene.colors)}; take another suite for --language other")
+    return replace(task, color=others[scene.seed % len(others)], side="")
