@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from pathlib import Path
 
-from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.methods import Method, parse_methods
+from sqap_vla_ros.cli.arguments import read_methods, read_number
 
 DEFAULT_METHODS = "float,w4a4+sqap@0.4"
 # Scenes that neither training nor the choice of a checkpoint has seen.
@@ -28,17 +25,17 @@ Exit codes: 0 it worked (success >= 80 % over all methods, compressed decoder we
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.epilog = _EPILOG
-    parser.add_argument("--episodes", type=_number(int, 1, 1000), default=12, metavar="N",
+    parser.add_argument("--episodes", type=read_number(int, 1, 1000), default=12, metavar="N",
                         help="scenes per method, tasks in turn: reach, pick, place (default: 12)")
-    parser.add_argument("--seed", type=_number(int, 0, 10**9), default=DEFAULT_SEED, metavar="N",
+    parser.add_argument("--seed", type=read_number(int, 0, 10**9), default=DEFAULT_SEED, metavar="N",
                         help=f"first scene; each has the next number (default: {DEFAULT_SEED})")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR",
                         help="where results go (default: out/demo)")
-    parser.add_argument("--methods", type=_methods, default=DEFAULT_METHODS, metavar="LIST",
+    parser.add_argument("--methods", type=read_methods, default=DEFAULT_METHODS, metavar="LIST",
                         help=f"what plays the scenes, comma-separated (default: {DEFAULT_METHODS})")
     parser.add_argument("--checkpoint", default="demo", metavar="PATH",
                         help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
-    parser.add_argument("--speed", type=_number(float, 0.0, 100.0), default=0.0, metavar="X",
+    parser.add_argument("--speed", type=read_number(float, 0.0, 100.0), default=0.0, metavar="X",
                         help="simulated seconds per second at most; 0 is as fast as the policy answers (default: 0)")
     parser.add_argument("--no-video", action="store_true", help="draw no overlays: faster, and latencies undisturbed")
 
@@ -49,24 +46,3 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.demo_run import run_verb
 
     return run_verb(args)
-
-
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not allowed; take {'a whole' if kind is int else 'a'} number "
-                                             f"from {low:g} to {high:g}")
-        return value
-
-    return read
-
-
-def _methods(text: str) -> tuple[Method, ...]:
-    try:
-        return parse_methods(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -7,6 +7,7 @@ import yaml
 
 from sqap_vla_ros.cli import demo, demo_run, reference
 from sqap_vla_ros.config import Config, build_config, iterate_knobs
+from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS
 
@@ -46,7 +47,7 @@ def test_demo_yaml_says_what_the_demo_does():
     assert policy.items() >= demo_run.POLICY_PARAMETERS.items()
     knobs = {name: value for name, value in policy.items() if "." in name}
     build_config(knobs)
-    compressed = demo.parse_methods(demo.DEFAULT_METHODS)[1]
+    compressed = parse_methods(demo.DEFAULT_METHODS)[1]
     assert knobs.items() >= compressed.knobs.items()
 
 

@@ -1,0 +1,34 @@
+"""What several verbs read from the command line; a value that is not allowed is answered with what is."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.evaluation.methods import Method, parse_methods
+
+
+def read_number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed; take {'a whole' if kind is int else 'a'} number "
+                                             f"from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def read_methods(text: str) -> tuple[Method, ...]:
+    """Methods by their names, comma-separated."""
+    try:
+        return parse_methods(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
