@@ -17,6 +17,7 @@ INTERRUPTED = 130
 # Verb to its module below sqap_vla_ros.cli and what it does.
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
+    "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "info": ("info", "tell what this installation can run, and its versions"),
 }

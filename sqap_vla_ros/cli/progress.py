@@ -1,33 +1,31 @@
-"""How a demo shows itself while it runs: a bar in a terminal, plain lines elsewhere; always on stderr."""
+"""How a verb shows itself while it runs: a bar in a terminal, plain lines elsewhere; always on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sqap_vla_ros.data import Episode, EpisodeResult
 from sqap_vla_ros.evaluation.methods import Method
+from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.statistics import TOTAL
 
+_LINE_EVERY_S = 10.0
+_DisplayType = TypeVar("_DisplayType", bound="_Display")
 
-class DemoProgress:
-    """A listener that draws; as a context manager it cleans up the terminal.
 
-    :param console: where to
-    """
-
-    def __init__(self, console: Console) -> None:
+class _Display:
+    # As a context manager it cleans up the terminal.
+    def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
-        self._progress = Progress(TextColumn("{task.description}", table_column=None), BarColumn(bar_width=24),
-                                  MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"),
-                                  console=console, disable=not console.is_terminal)
-        self._count = 0
+        self._progress = progress
 
-    def __enter__(self) -> DemoProgress:
+    def __enter__(self: _DisplayType) -> _DisplayType:
         self._progress.start()
         return self
 
@@ -37,6 +35,19 @@ class DemoProgress:
     def tell(self, sentence: str) -> None:
         """One line of prose."""
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+class DemoProgress(_Display):
+    """A listener that draws; as a context manager it cleans up the terminal.
+
+    :param console: where to
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Progress(
+            TextColumn("{task.description}", table_column=None), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[now]}"), console=console, disable=not console.is_terminal))
+        self._count = 0
 
     def on_method(self, method: Method, episodes: int) -> None:
         """A new bar."""
@@ -58,20 +69,46 @@ class DemoProgress:
         self._progress.update(self._bar, advance=1, now="")
 
 
+class EvaluationProgress(_Display):
+    """Counts episodes and says how long the rest will take; as a context manager it cleans up the terminal.
+
+    :param console: where to
+    :param total: episodes in all
+    :param finished: those finished by an earlier run
+    """
+
+    def __init__(self, console: Console, total: int, finished: int) -> None:
+        super().__init__(console, Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[now]}"), console=console,
+            disable=not console.is_terminal))
+        self._total, self._before, self._count = total, finished, finished
+        self._tally: dict[str, list[int]] = {}
+        self._began = self._told = time.monotonic()
+        self._bar = self._progress.add_task("episodes", total=total, completed=finished, now="starting the workers")
+
+    def on_record(self, record: EpisodeRecord) -> None:
+        """Count an episode that has just ended."""
+        self._count += 1
+        tally = self._tally.setdefault(record.method, [0, 0])
+        tally[0] += record.success
+        tally[1] += 1
+        now = time.monotonic()
+        words = f"{record.method}: {tally[0]} of {tally[1]} done"
+        self._progress.update(self._bar, advance=1, now=words)
+        if not self._console.is_terminal and (now - self._told >= _LINE_EVERY_S or self._count == self._total):
+            self._told = now
+            left_s = (now - self._began) / (self._count - self._before) * (self._total - self._count)
+            self.tell(f"  {self._count:>5}/{self._total}  {words}, about {_say_duration(left_s)} left")
+
+
 def build_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """The demo's result: one column per method.
 
     :param rows: by label, as ``summary.json`` has them
     """
-    table = Table(title="Same scenes, same instructions", title_justify="left")
-    table.add_column("")
-    for row in rows.values():
-        table.add_column(row["method"], justify="right")
     columns = list(rows.values())
-    table.add_row("success", *(f"{row['successes']}/{row['episodes']}  ({row['success']:.0%})" for row in columns))
-    table.add_row("  95 % interval", *(f"{row['interval'][0]:.0%} to {row['interval'][1]:.0%}" for row in columns))
-    for task in dict.fromkeys(name for row in columns for name in row["tasks"]):
-        table.add_row(f"  {task}", *(_say_count(row["tasks"].get(task)) for row in columns))
+    table = _build_success_table(columns)
     table.add_section()
     stages = list(dict.fromkeys(name for row in columns for name in row["latency_ms"] if name != TOTAL))
     for stage in [*stages, TOTAL]:
@@ -80,6 +117,60 @@ def build_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_row("visual tokens kept", *(_say_share(row["kept_tokens"], row["total_tokens"]) for row in columns))
     table.add_row("decoder weights", *(_say_bytes(row["weight_bytes"], row["float32_bytes"]) for row in columns))
     return table
+
+
+def build_evaluation_table(summary: Mapping[str, Any]) -> Table:
+    """An evaluation's result: one column per method.
+
+    :param summary: as ``summary.json`` has it
+    """
+    columns = list(summary["methods"].values())
+    compared: Sequence[Mapping[str, Any] | None] = [summary["compared"].get(name) for name in summary["methods"]]
+    table = _build_success_table(columns)
+    if any(compared):
+        table.add_section()
+        table.add_row(f"change against {columns[0]['method']}", *(_say_change(row) for row in compared))
+        table.add_row("  95 % interval", *("-" if row is None else _say_bounds(row["interval"]) for row in compared))
+        for name, words in (("only_first", "only the first succeeded"), ("only_this", "only this one succeeded")):
+            table.add_row(f"  {words}", *("-" if row is None else str(row[name]) for row in compared))
+    table.add_section()
+    table.add_row("steps to success, median / p90", *(_say_steps(row["steps_to_success"]) for row in columns))
+    table.add_row("jerk, m/s³", *("-" if row["jerk_m_s3"] is None else f"{row['jerk_m_s3']:.2f}" for row in columns))
+    if any("went_to" in row for row in columns):
+        table.add_section()
+        for name, words in (("named", "ended at the block named"), ("replaced", "ended at the one named before"),
+                            ("elsewhere", "ended elsewhere")):
+            table.add_row(words, *(f"{row['went_to'][name]}/{row['episodes']}" if "went_to" in row else "-"
+                                   for row in columns))
+    return table
+
+
+def _build_success_table(columns: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="Same scenes, same instructions", title_justify="left")
+    table.add_column("")
+    for row in columns:
+        table.add_column(row["method"], justify="right")
+    table.add_row("success", *(f"{row['successes']}/{row['episodes']}  ({row['success']:.0%})" for row in columns))
+    table.add_row("  95 % interval", *(_say_bounds(row["interval"]) for row in columns))
+    for task in dict.fromkeys(name for row in columns for name in row["tasks"]):
+        table.add_row(f"  {task}", *(_say_count(row["tasks"].get(task)) for row in columns))
+    return table
+
+
+def _say_bounds(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.0%} to {bounds[1]:.0%}"
+
+
+def _say_change(row: Mapping[str, Any] | None) -> str:
+    return "-" if row is None else f"{100 * row['difference']:+.1f} points"
+
+
+def _say_steps(steps: Mapping[str, float] | None) -> str:
+    return "-" if steps is None else f"{steps['median']:g} / {steps['p90']:g}"
+
+
+def _say_duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _say_count(counts: Mapping[str, int] | None) -> str:

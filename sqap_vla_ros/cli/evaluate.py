@@ -1,0 +1,101 @@
+"""`sqap evaluate`: its flags and their help; what it does is in :mod:`sqap_vla_ros.cli.evaluate_run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from sqap_vla_ros.cli.arguments import read_methods, read_number
+from sqap_vla_ros.config import Config
+from sqap_vla_ros.evaluation.plan import BLINDS, LANGUAGES
+from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
+
+DEFAULT_METHODS = "float"
+_LAST_SEED = 10**9
+_EPILOG = f"""examples:
+  sqap evaluate                                          300 episodes, 100 per task, on scenes nothing was tuned on
+  sqap evaluate --methods float,w4a4,w4a4+sqap@0.4       what compression costs: the same scenes, compared one by one
+  sqap evaluate --suite hard --scene moved-camera        harder tasks, seen from a camera that was knocked
+  sqap evaluate --language other --episodes 100          does it listen? another block of the same scene is named
+  sqap evaluate --blind gripper --out out/blind          does it look? the gripper's tokens say nothing any more
+  sqap evaluate --seeds validation --episodes 30         while trying things out, so that test stays untouched
+
+seeds:  {', '.join(f'{name} = {seeds.start}:{seeds.stop}' for name, seeds in SEED_RANGES.items())}
+suites: {'; '.join(f'{name} = {", ".join(groups)}' for name, groups in SUITES.items())}
+scenes: {', '.join(VARIATIONS)}
+
+In DIR: episodes.jsonl (a line as each episode ends), run.json (what was asked for), and at the end summary.json and
+chart.png. Run the same again after an interruption and only what is missing is played.
+Exit codes: 0 all was played, 1 it failed, 2 wrong use, 130 ended by Ctrl-C; what was finished is written in any case.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.epilog = _EPILOG
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("--methods", type=read_methods, default=DEFAULT_METHODS, metavar="LIST",
+                        help="what plays, comma-separated: RECIPE or RECIPE+RULE@SHARE_PRUNED; the others are compared "
+                             f"with the first (default: {DEFAULT_METHODS})")
+    parser.add_argument("--episodes", type=read_number(int, 1, 100_000), default=300, metavar="N",
+                        help="episodes per method, the suite's groups in turn (default: 300)")
+    parser.add_argument("--seeds", type=_read_seeds, default="test", metavar="RANGE",
+                        help=f"scenes to take the first N of: {', '.join(SEED_RANGES)}, or A:B for A to B-1 "
+                             "(default: test)")
+    parser.add_argument("--suite", choices=tuple(SUITES), default="base", help="which tasks (default: base)")
+    parser.add_argument("--scene", type=_read_variations, default=(), metavar="LIST",
+                        help=f"how scenes differ from those trained on, comma-separated: {', '.join(VARIATIONS)} "
+                             "(default: not at all)")
+    parser.add_argument("--checkpoint", default="demo", metavar="PATH",
+                        help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
+    parser.add_argument("--workers", type=read_number(int, 1, 1024), default=_count_cores(), metavar="N",
+                        help="processes, each with a policy on one thread (default: one per core)")
+    parser.add_argument("--execute-steps", type=read_number(int, 1, 64), default=Config().control.execute_steps,
+                        metavar="N", help="steps of a chunk carried out before the next look (default: "
+                                          f"{Config().control.execute_steps}, as the node)")
+    parser.add_argument("--blind", choices=BLINDS, default="",
+                        help="blank visual tokens before the decoder: the gripper's, those that see the target, or as "
+                             "many others as the gripper has")
+    parser.add_argument("--language", choices=LANGUAGES, default=LANGUAGES[0],
+                        help="'other' names another block that is there; success is then to do it with that one "
+                             f"(default: {LANGUAGES[0]})")
+    parser.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR",
+                        help="where results go (default: out/evaluate)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has left in DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play, report, print one line of JSON."""
+    if len(args.seeds) < args.episodes:
+        args.refuse(f"argument --seeds: {args.seeds.start}:{args.seeds.stop} holds {len(args.seeds)} scenes for "
+                    f"{args.episodes} episodes; take a larger range or fewer --episodes")
+    # torch, the simulator and the plots take a second to import, which nobody who asks for help should wait.
+    from sqap_vla_ros.cli.evaluate_run import run_verb
+
+    return run_verb(args)
+
+
+def _read_seeds(text: str) -> range:
+    if text in SEED_RANGES:
+        return SEED_RANGES[text]
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end) <= _LAST_SEED):
+        raise argparse.ArgumentTypeError(f"'{text}' is no range of scenes; take {', '.join(SEED_RANGES)}, or A:B with "
+                                         f"0 <= A < B <= {_LAST_SEED}")
+    return range(int(first), int(end))
+
+
+def _read_variations(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in VARIATIONS:
+            raise argparse.ArgumentTypeError(f"'{name}' is no variation of scenes; allowed are {', '.join(VARIATIONS)}")
+    if len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"'{text}' names a variation twice")
+    return names
+
+
+def _count_cores() -> int:
+    # A container or taskset may allow fewer than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

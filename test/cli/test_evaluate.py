@@ -1,0 +1,133 @@
+"""The evaluation as a person runs it: interrupted, resumed, and refused in sentences."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+from sqap_vla_ros.cli import main as cli
+from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
+
+
+def finish(process, timeout_s=110):
+    output, errors = process.communicate(timeout=timeout_s)
+    return process.returncode, output.splitlines(), errors
+
+
+def wait_for_episode(process, out):
+    """Until one episode is on disk; the worker processes by then."""
+    path = out / "episodes.jsonl"
+    while not (path.exists() and path.read_text().count("\n")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_packaged_policy_is_measured(sqap, tmp_path):
+    code, output, errors = finish(sqap("evaluate", "--episodes", 3, "--workers", 1, "--seeds", "validation",
+                                       "--out", tmp_path))
+    assert code == 0, errors
+    line = json.loads(output[-1])
+    row = line["methods"]["float"]
+    assert (line["complete"], len(output), row["episodes"]) == (True, 1, 3)
+    assert row["successes"] >= 2, errors
+    assert row["success"] == pytest.approx(row["successes"] / 3, abs=1e-4)
+    assert list(row["tasks"]) == ["reach", "pick", "place"]
+    assert all(part["episodes"] == 1 and part["interval"][0] < part["interval"][1] for part in row["tasks"].values())
+    records = [json.loads(text) for text in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert [record["seed"] for record in records] == list(SEED_RANGES["validation"][:3])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["methods"]["float"]["successes"] == sum(record["success"] for record in records)
+    assert summary["settings"]["first_seed"] == SEED_RANGES["validation"].start
+    assert cv2.imread(str(tmp_path / "chart.png")).shape[0] > 400
+    assert "3/3  float:" in errors and "95 % interval" in errors and "Traceback" not in errors
+
+
+def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
+    words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", "float,w4a4", "--episodes", 2,
+             "--execute-steps", 4, "--workers", 2, "--checkpoint", untrained, "--out", tmp_path)
+    code, output, errors = finish(sqap(*words))
+    assert code == 0, errors
+    whole = json.loads(output[-1])
+    assert list(whole["methods"]["w4a4"]["tasks"]) == ["small", "crowded"]
+    assert whole["compared"]["w4a4"]["episodes"] == 2
+    path = tmp_path / "episodes.jsonl"
+    text = path.read_text()
+    assert len(text.splitlines()) == 4
+    path.write_text(text[:len(text) // 2])
+    kept = path.read_text().rpartition("\n")[0].splitlines()
+    code, output, errors = finish(sqap(*words))
+    assert code == 0, errors
+    assert f"{len(kept)} are finished already" in errors
+    lines = path.read_text().splitlines()
+    # What was there stayed, and what was played again came out the same.
+    assert lines[:len(kept)] == kept and sorted(lines) == sorted(text.splitlines())
+    assert json.loads(output[-1]) == whole
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_what_was_finished(sqap, untrained, tmp_path, capsys):
+    words = ("evaluate", "--episodes", 1000, "--workers", 2, "--checkpoint", untrained, "--out", tmp_path)
+    process = sqap(*words)
+    workers = wait_for_episode(process, tmp_path)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    code, output, errors = finish(process)
+    assert code == 130, errors
+    assert "run the same again to go on" in errors and "Traceback" not in errors
+    assert not any(map(is_running, workers))
+    row = json.loads(output[-1])["methods"]["float"]
+    assert 1 <= row["episodes"] < 1000 and json.loads(output[-1])["complete"] is False
+    assert json.loads((tmp_path / "summary.json").read_text())["run"]["interrupted"] is True
+    before = (tmp_path / "episodes.jsonl").read_text()
+    assert cli.main([str(word) for word in (*words, "--blind", "target")]) == 1
+    assert 'holds episodes with blind "", not "target"; start anew with --fresh' in capsys.readouterr().err
+    assert (tmp_path / "episodes.jsonl").read_text() == before
+
+
+def test_death_of_a_worker_is_told_and_the_others_end(sqap, untrained, tmp_path):
+    process = sqap("evaluate", "--episodes", 1000, "--workers", 2, "--checkpoint", untrained, "--out", tmp_path)
+    workers = wait_for_episode(process, tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    code, output, errors = finish(process)
+    assert code == 1
+    assert "sqap evaluate: a worker was killed by SIGKILL" in errors and "Traceback" not in errors
+    assert not any(map(is_running, workers))
+    assert json.loads(output[-1])["methods"]["float"]["episodes"] >= 1
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["--seeds", "5:9", "--episodes", "10"], "5:9 holds 4 scenes for 10 episodes; take a larger range"),
+    (["--seeds", "train"], "'train' is no range of scenes; take test, validation, or A:B"),
+    (["--seeds", "9:5"], "'9:5' is no range of scenes"), (["--seeds", "-1:5"], "argument --seeds"),
+    (["--scene", "rain"], "'rain' is no variation of scenes; allowed are moved-camera, dim-light"),
+    (["--scene", "dim-light,dim-light"], "names a variation twice"), (["--suite", "soft"], "invalid choice: 'soft'"),
+    (["--blind", "robot"], "invalid choice: 'robot'"), (["--language", "french"], "invalid choice: 'french'"),
+    (["--methods", "w3a3"], "argument --methods"), (["--episodes", "0"], "0 is not allowed; take a whole number"),
+    (["--workers", "0"], "argument --workers"), (["--execute-steps", "many"], "argument --execute-steps")])
+def test_wrong_use_exits_with_2_and_a_sentence(words, sentence, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["evaluate", *words])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err and captured.out == ""
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    for part in ("examples:", "--suite hard", "Exit codes: 0 all was played", *SEED_RANGES, *SUITES, *VARIATIONS,
+                 *(group for groups in SUITES.values() for group in groups)):
+        assert part in text
