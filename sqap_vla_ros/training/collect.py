@@ -91,7 +91,7 @@ def draw_layout(scenes: Scenes, rng: np.random.Generator) -> Layout:
     """One of the few layouts that frames are collected from."""
     shares = np.array(list(scenes.difficulties.values()))
     name = str(rng.choice(list(scenes.difficulties), p=shares / shares.sum()))
-    layout = replace(Layout(), **DIFFICULTIES.get(name, {}))
+    layout = replace(Layout(), **{**scenes.layout, **DIFFICULTIES.get(name, {})})
     if rng.random() >= scenes.varied:
         return layout
     variation: dict[str, Any] = {field: tuple(value) for field, value in scenes.variation.items()}

@@ -29,7 +29,8 @@ class Learner(nn.Module):
     """A :class:`DemoVla` and the heads that only training uses.
 
     Pointer: the state of a color word picks the visual token its block covers. Place: the same state gives the
-    block's position, the ACT token's state the gripper's position and opening.
+    block's position, the ACT token's state the gripper's position and opening. Relation: the ACT token's state gives
+    the way from the gripper to the target.
     """
 
     def __init__(self, model: DemoVla) -> None:
@@ -40,6 +41,7 @@ class Learner(nn.Module):
         self.point_key = nn.Linear(width, 128)
         self.place_target = nn.Linear(width, 3)
         self.place_gripper = nn.Linear(width, 4)
+        self.relation = nn.Linear(width, 3)
         self._tokens = InstructionTokens(model)
 
     def forward(self, batch: Batch, rng: np.random.Generator, weights: LossWeights) -> dict[str, Tensor]:
@@ -56,14 +58,17 @@ class Learner(nn.Module):
 
         share = torch.full((count,), (1 - weights.own_weight) / max(1, count - 1), device=device)
         share[0] = weights.own_weight if count > 1 else 1.0
-        seen = hidden[:, 1:1 + visual.shape[1]]
+        seen, targets = hidden[:, 1:1 + visual.shape[1]], batch.targets[frames, asked]
+        way = batch.blocks[frames, targets[..., 0]] - batch.gripper[:, None, :3]
         losses = {**self._action_losses(act, batch.chunks[frames, asked]),
-                  **self._grounding_losses(seen, named, batch, batch.targets[frames, asked]),
-                  "gripper_place": self._gripper_loss(act, batch.gripper)}
+                  **self._grounding_losses(seen, named, batch, targets),
+                  "gripper_place": self._gripper_loss(act, batch.gripper),
+                  "relation": F.l1_loss(self.relation(act).float(), way / _PLACE_SCALE_M, reduction="none").mean(-1)}
         means = {name: (loss * share).sum(1).mean() for name, loss in losses.items()}
         means["total"] = (means["motion"] + weights.gripper_weight * means["gripper"]
                           + weights.pointer_weight * means["pointer"]
-                          + weights.place_weight * (means["place"] + means["gripper_place"]))
+                          + weights.place_weight * (means["place"] + means["gripper_place"])
+                          + weights.relation_weight * means["relation"])
         return means
 
     def _action_losses(self, act: Tensor, chunks: Tensor) -> dict[str, Tensor]:

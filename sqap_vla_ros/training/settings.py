@@ -36,12 +36,14 @@ class Architecture:
 class Scenes:
     """What frames are collected from.
 
+    :param layout: layout fields of all scenes
     :param difficulties: share of scenes by name: 'base' or a difficulty of the hard suite
     :param varied: share of scenes with another camera and light
     :param variation: layout fields of those
     :param kinds: share of episodes by the kind of task that drives them
     """
 
+    layout: dict[str, Any]
     difficulties: dict[str, float]
     varied: float
     variation: dict[str, Any]
@@ -53,6 +55,7 @@ class Stage:
     """One stretch of training on one token grid.
 
     :param name: names the stage's files
+    :param scenes: which of the recipe's scenes
     :param patch_stride: distance between visual tokens, px: 28 gives 64 tokens, 14 gives 256
     :param expert_frames: frames collected from the disturbed expert before training
     :param dagger_frames: frames collected from the policy so far and labelled by the expert
@@ -63,6 +66,7 @@ class Stage:
     """
 
     name: str
+    scenes: str
     patch_stride: int
     expert_frames: int
     dagger_frames: int
@@ -80,6 +84,7 @@ class LossWeights:
     :param own_weight: weight of the instruction the frame was collected under; the others share the rest
     :param pointer_weight: weight of the loss that makes color words point at their blocks
     :param place_weight: weight of the losses that locate target and gripper
+    :param relation_weight: weight of the loss that tells the way from the gripper to the target
     :param gripper_weight: weight of the gripper's cross-entropy
     """
 
@@ -87,6 +92,7 @@ class LossWeights:
     own_weight: float
     pointer_weight: float
     place_weight: float
+    relation_weight: float
     gripper_weight: float
 
 
@@ -106,7 +112,7 @@ class Settings:
 
     seed: int
     model: Architecture
-    scenes: Scenes
+    scenes: dict[str, Scenes]
     stages: tuple[Stage, ...]
     loss: LossWeights
     optimizer: Optimizer
@@ -125,11 +131,17 @@ def load_settings(path: Path = RECIPE) -> Settings:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"the recipe '{path}' cannot be read: {error}; start from a copy of {RECIPE}") from error
     parts: dict[str, Any] = dict(values) if isinstance(values, dict) else {}
-    for name, kind in (("model", Architecture), ("scenes", Scenes), ("loss", LossWeights), ("optimizer", Optimizer)):
+    for name, kind in (("model", Architecture), ("loss", LossWeights), ("optimizer", Optimizer)):
         parts[name] = _build(kind, parts.get(name), f"{path}: {name}")
-    stages = parts.get("stages")
+    scenes, stages = parts.get("scenes"), parts.get("stages")
+    parts["scenes"] = {name: _build(Scenes, values, f"{path}: scenes.{name}")
+                       for name, values in (scenes.items() if isinstance(scenes, dict) else ())}
     parts["stages"] = tuple(_build(Stage, stage, f"{path}: stages[{index}]")
                             for index, stage in enumerate(stages if isinstance(stages, list) else [None]))
+    for stage in parts["stages"]:
+        if stage.scenes not in parts["scenes"]:
+            raise ConfigError(f"{path}: stage '{stage.name}' takes scenes '{stage.scenes}'; there are "
+                              f"{', '.join(parts['scenes']) or 'none'}")
     return _build(Settings, parts, str(path))
 
 

@@ -23,6 +23,7 @@ from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.registry import save_model
 from sqap_vla_ros.simulation.suite import SUITES
 from sqap_vla_ros.training.collect import collect
+from sqap_vla_ros.training.curve import draw_curve
 from sqap_vla_ros.training.frames import FrameSet
 from sqap_vla_ros.training.learner import Learner, refine_grid
 from sqap_vla_ros.training.settings import RECIPE, Settings, Stage, demo_config, load_settings, scale_settings
@@ -90,20 +91,29 @@ class Trainer:
     def run_stage(self, stage: Stage) -> None:
         """Collect, train and keep one stage; a finished one is only loaded."""
         self._match_grid(stage.patch_stride)
-        frames, settings = self.work / "frames", self.settings
-        for name, count, policy in ((f"{stage.name}-expert", stage.expert_frames, None),
-                                    (f"{stage.name}-dagger", stage.dagger_frames, self.work / "policy")):
-            if count:
-                collect(frames, name, count, first_seed=self._seed_offset, scenes=settings.scenes,
-                        chunk_steps=settings.model.chunk_steps, policy=policy, workers=self.workers)
-            self._seed_offset += count
-        started = time.time()
-        self._train(stage, FrameSet(frames, self.device))
-        save_model(self.averaged.model, self.work / "policy")
-        if not (self.work / f"{stage.name}.done").exists():
+        optimizer = self._build_optimizer(stage)
+        finished = self.work / f"{stage.name}.done"
+        if finished.exists():
+            self._resume(stage, optimizer)
+        else:
+            self._collect(stage)
+            started = time.time()
+            self._train(stage, optimizer, FrameSet(self.work / "frames" / stage.scenes, self.device))
             self.log({"event": "stage", "stage": stage.name, "seconds": round(time.time() - started)})
+        save_model(self.averaged.model, self.work / "policy")
+        if not finished.exists():
             self.log({"event": "validation", "stage": stage.name, **self.validate(self.work / "policy")})
-            (self.work / f"{stage.name}.done").touch()
+            draw_curve(self.work / "log.jsonl", self.settings.stages, self.work / "training.png")
+            finished.touch()
+        self._seed_offset += stage.expert_frames + stage.dagger_frames
+
+    def _collect(self, stage: Stage) -> None:
+        for source, count, offset, policy in (("expert", stage.expert_frames, 0, None),
+                                              ("dagger", stage.dagger_frames, stage.expert_frames, self.work / "policy")):
+            if count:
+                collect(self.work / "frames" / stage.scenes, f"{stage.name}-{source}", count,
+                        first_seed=self._seed_offset + offset, scenes=self.settings.scenes[stage.scenes],
+                        chunk_steps=self.settings.model.chunk_steps, policy=policy, workers=self.workers)
 
     def validate(self, checkpoint: Path) -> dict[str, object]:
         """Success on validation scenes, which it also says."""
@@ -121,10 +131,12 @@ class Trainer:
             refine_grid(holder.model, finer)
             holder.model = finer
 
-    def _train(self, stage: Stage, frames: FrameSet) -> None:
+    def _build_optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.learner.parameters(), lr=stage.peak_rate, betas=(0.9, 0.95),
+                                 weight_decay=self.settings.optimizer.weight_decay, fused=True)
+
+    def _train(self, stage: Stage, optimizer: torch.optim.Optimizer, frames: FrameSet) -> None:
         steps = math.ceil(stage.samples / stage.batch_size)
-        optimizer = torch.optim.AdamW(self.learner.parameters(), lr=stage.peak_rate, betas=(0.9, 0.95),
-                                      weight_decay=self.settings.optimizer.weight_decay, fused=True)
         first = self._resume(stage, optimizer)
         recent: dict[str, Tensor] = {}
         progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage.name, unit="step", mininterval=5)

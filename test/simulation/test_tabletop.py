@@ -53,9 +53,11 @@ def test_the_expert_does_at_least_98_percent(suite, variations):
     for trial in choose_trials(suite, 90, 1_900_000, variations):
         table = tables.setdefault(trial.group, Tabletop(trial.layout))
         table.reset(trial.seed)
-        outcome = run_episode(table, trial.task, lambda *_, trial=trial, table=table:
-                              act(table.state(), trial.task, trial.layout)[None], execute_steps=1)
-        done.append((trial.group, outcome.success))
+        for _ in range(trial.task.max_steps):
+            table.step(act(table.state(), trial.task, trial.layout))
+            if table.succeeded(trial.task):
+                break
+        done.append((trial.group, table.succeeded(trial.task)))
     for table in tables.values():
         table.close()
     assert sum(success for _, success in done) >= 88

@@ -31,6 +31,7 @@ from sqap_vla_ros.training.settings import demo_config, load_settings, scale_set
 
 CPU = torch.device("cpu")
 SETTINGS = load_settings()
+WIDE = SETTINGS.scenes["wide"]
 CROWD = Layout(block_counts=(4, 4), twin_blocks=1)
 
 
@@ -46,7 +47,7 @@ def shard(tmp_path_factory):
     single, other = scene.singles
     tasks = [Task("pick", single), Task("stack", single, other=other), Task("place", scene.twins[0], "right"),
              Task("place-reach", other, other=single),
-             *(draw_task(scene, SETTINGS.scenes.kinds, rng) for _ in range(3))]
+             *(draw_task(scene, WIDE.kinds, rng) for _ in range(3))]
     states = []
     for _ in range(6):
         states.append(table.state())
@@ -112,8 +113,8 @@ def test_tokens_under_pixels_are_numbered_row_by_row():
 def test_every_drawn_task_is_allowed_and_every_kind_comes():
     rng, kinds = np.random.default_rng(0), set()
     for seed in range(200):
-        scene = draw_scene(draw_layout(SETTINGS.scenes, rng), seed)
-        task = draw_task(scene, SETTINGS.scenes.kinds, rng)
+        scene = draw_scene(draw_layout(WIDE, rng), seed)
+        task = draw_task(scene, WIDE.kinds, rng)
         scene.check(task)
         kinds.add(task.kind)
     assert kinds == set(KINDS)
@@ -168,6 +169,7 @@ def test_the_rate_warms_up_and_ends_where_it_should():
 @pytest.mark.parametrize(("old", "new", "sentence"), [
     ("seed: 0", "sead: 0", "missing: seed, unknown: sead"),
     ("batch_size: 32", "batch_size: many", r"stages\[0\].batch_size takes a value of kind int, got 'many'"),
+    ("scenes: plain, patch", "scenes: bare, patch", "stage 'plain' takes scenes 'bare'; there are plain, wide"),
     ("own_weight: 0.3", "", r"loss needs exactly .* missing: own_weight"),
     ("seed: 0", "seed: [", "cannot be read"),
 ])

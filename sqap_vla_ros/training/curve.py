@@ -1,0 +1,63 @@
+"""A training log as one picture: losses by pictures seen, and success on validation scenes after each stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sqap_vla_ros.simulation.suite import SUITES
+from sqap_vla_ros.training.settings import Stage
+
+_LOSSES = ("motion", "gripper", "pointer", "place", "gripper_place", "relation")
+
+
+def draw_curve(log: Path, stages: Sequence[Stage], path: Path) -> None:
+    """Draw a PNG.
+
+    :param log: ``log.jsonl`` of a run
+    :param stages: those of its recipe
+    """
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw_losses(left, records, stages)
+    _draw_success(right, [record for record in records if record["event"] == "validation"])
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], stages: Sequence[Stage]) -> None:
+    lines: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in _LOSSES}
+    start = 0.0
+    for stage in stages:
+        # A killed run logs some steps twice.
+        mine = {record["step"]: record for record in records
+                if record["event"] == "losses" and record["stage"] == stage.name}
+        for step in sorted(mine):
+            for name, (pictures, values) in lines.items():
+                pictures.append((start + step * stage.batch_size) / 1e3)
+                values.append(mine[step][name])
+        start += stage.samples
+        axes.axvline(start / 1e3, color="0.8", linewidth=1, zorder=0)
+    for name, (pictures, values) in lines.items():
+        axes.plot(pictures, values, label=name.replace("_", "'s "))
+    axes.set(yscale="log", xlabel="pictures seen, thousands", ylabel="loss (running mean)")
+
+
+def _draw_success(axes: Axes, validations: Sequence[dict[str, Any]]) -> None:
+    width = 0.8 / len(SUITES)
+    for index, suite in enumerate(SUITES):
+        places = [number + (index - (len(SUITES) - 1) / 2) * width for number in range(len(validations))]
+        bars = axes.bar(places, [record[suite]["success"] for record in validations], width * 0.95, label=suite)
+        axes.bar_label(bars, [f"{record[suite]['successes']}/{record[suite]['episodes']}" for record in validations])
+    axes.set_xticks(range(len(validations)), [record["stage"] for record in validations])
+    axes.set(ylim=(0, 1.15), ylabel="closed-loop success, validation scenes")
