@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
+    "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),
     "info": ("info", "tell what this installation can run, and its versions"),
 }
 _EPILOG = """Results are files and one line of JSON, the last on stdout; progress and prose go to stderr.
