@@ -57,8 +57,8 @@ def test_packaged_policy_is_measured(sqap, tmp_path):
 
 def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
     words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", "float,w4a4", "--episodes", 2,
-             "--execute-steps", 4, "--workers", 2, "--checkpoint", untrained, "--out", tmp_path)
-    code, output, errors = finish(sqap(*words))
+             "--execute-steps", 4, "--checkpoint", untrained, "--out", tmp_path, "--workers")
+    code, output, errors = finish(sqap(*words, 2))
     assert code == 0, errors
     whole = json.loads(output[-1])
     assert list(whole["methods"]["w4a4"]["tasks"]) == ["small", "crowded"]
@@ -68,7 +68,7 @@ def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
     assert len(text.splitlines()) == 4
     path.write_text(text[:len(text) // 2])
     kept = path.read_text().rpartition("\n")[0].splitlines()
-    code, output, errors = finish(sqap(*words))
+    code, output, errors = finish(sqap(*words, 1))
     assert code == 0, errors
     assert f"{len(kept)} are finished already" in errors
     lines = path.read_text().splitlines()

@@ -4,6 +4,7 @@ import json
 
 import cv2
 import pytest
+from matplotlib.figure import Figure
 
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.evaluation.chart import draw_success
@@ -75,6 +76,17 @@ def test_chart_shows_a_bar_of_each_method(tmp_path):
         assert (chart == color).all(axis=1).sum() > 1000
 
 
+def test_bars_of_an_interrupted_method_stand_under_their_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    picks = [entry for entry in RECORDS if entry.method == "a" or entry.task == "pick"]
+    draw_success(summarize_methods(picks, ["a", "b"])["methods"], tmp_path / "chart.png", "")
+    axes = drawn[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["reach", "pick", "all"]
+    middles = [round(bar.get_x() + bar.get_width() / 2, 6) for bar in axes.patches]
+    assert middles == [-0.2, 0.8, 1.8, 1.2, 2.2]
+
+
 def test_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     with Journal(tmp_path, SETTINGS) as journal:
         for entry in RECORDS[:3]:
@@ -118,5 +130,5 @@ def test_journal_that_cannot_be_read_or_had_is_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"line 1 of .* is no finished episode"):
         Journal(tmp_path, SETTINGS)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written: Not a directory; take"):
+    with pytest.raises(ConfigError, match="cannot be written: File exists; take another"):
         Journal(tmp_path / "file", SETTINGS)
