@@ -17,6 +17,7 @@ from sqap_vla_ros.simulation.tasks import Task
 
 MAX_STEP_M = 0.04
 MAX_TURN_RAD = 0.1
+_TURN_GAIN = 0.25  # smooth where it could be a jump: whoever learns it need not know the sign of a small angle
 _OPEN_M = 2 * FINGER_TRAVEL_M
 _CARRY_Z = 0.14
 _TRAY_RELEASE_M = 0.020
@@ -32,7 +33,7 @@ def act(state: State, task: Task, layout: Layout) -> np.ndarray:
     length = float(np.linalg.norm(step))
     if length > MAX_STEP_M:
         step = step * (MAX_STEP_M / length)
-    turn = np.clip(yaw - state.yaw, -MAX_TURN_RAD, MAX_TURN_RAD)
+    turn = np.clip(_TURN_GAIN * (yaw - state.yaw), -MAX_TURN_RAD, MAX_TURN_RAD)
     return np.array([*step, 0.0, 0.0, turn, gripper])
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sqap_vla_ros.simulation.suite import SUITES
 from sqap_vla_ros.training.settings import Stage
 
-_LOSSES = ("motion", "gripper", "pointer", "place", "gripper_place", "relation")
+_LOSSES = ("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn")
 
 
 def draw_curve(log: Path, stages: Sequence[Stage], path: Path) -> None:

@@ -21,7 +21,7 @@ from sqap_vla_ros.simulation.tasks import Task
 from sqap_vla_ros.training.instructions import encode_task
 
 MOST_BLOCKS = 6
-_LABELS = ("codes", "chunks", "targets", "blocks", "pixels", "gripper")
+_LABELS = ("codes", "chunks", "targets", "blocks", "yaws", "pixels", "gripper")
 _LARGEST_SHARE = 0.6
 
 
@@ -47,12 +47,14 @@ class ShardWriter:
         state, names = tabletop.state(), tuple(tabletop.state().blocks)
         blocks = np.zeros((MOST_BLOCKS, 3), np.float32)
         blocks[:len(names)] = [state.blocks[name] for name in names]
+        yaws = np.zeros(MOST_BLOCKS, np.float32)
+        yaws[:len(names)] = [state.yaws[name] for name in names]
         targets = np.array([[names.index(find_target(state, task, tabletop.layout)),
                              names.index(task.other) if task.other else -1] for task in tasks], np.int8)
         chunks = np.array([plan(state, task, tabletop.layout, self._chunk_steps) for task in tasks], np.float32)
         self._images.append(image)
-        values = (np.array([encode_task(task) for task in tasks], np.int8), chunks, targets, blocks,
-                  project_to_pixels(tabletop, blocks), np.array([*state.tcp, state.opening], np.float32))
+        values = (np.array([encode_task(task) for task in tasks], np.int8), chunks, targets, blocks, yaws,
+                  project_to_pixels(tabletop, blocks), np.array([*state.tcp, state.opening, state.yaw], np.float32))
         for name, value in zip(_LABELS, values, strict=True):
             self._labels[name].append(value)
 
@@ -81,8 +83,9 @@ class Batch:
     :param chunks: (B, M, T, 7) float32, the expert's plan for each instruction: m, rad, gripper 0..1
     :param targets: (B, M, 2) int64, which blocks an instruction names; -1 for no second one
     :param blocks: (B, P, 3) float32, m
+    :param yaws: (B, P) float32, rad
     :param pixels: (B, P, 2) float32, where the blocks' centres are in the picture
-    :param gripper: (B, 4) float32, tool centre point and opening, m
+    :param gripper: (B, 5) float32, tool centre point and opening, m, and yaw, rad
     """
 
     images: Tensor
@@ -90,6 +93,7 @@ class Batch:
     chunks: Tensor
     targets: Tensor
     blocks: Tensor
+    yaws: Tensor
     pixels: Tensor
     gripper: Tensor
 

@@ -30,7 +30,7 @@ class Learner(nn.Module):
 
     Pointer: the state of a color word picks the visual token its block covers. Place: the same state gives the
     block's position, the ACT token's state the gripper's position and opening. Relation: the ACT token's state gives
-    the way from the gripper to the target.
+    the way from the gripper to the target. Turn: how far block and gripper are turned, and one against the other.
     """
 
     def __init__(self, model: DemoVla) -> None:
@@ -42,6 +42,8 @@ class Learner(nn.Module):
         self.place_target = nn.Linear(width, 3)
         self.place_gripper = nn.Linear(width, 4)
         self.relation = nn.Linear(width, 3)
+        self.turn_target = nn.Linear(width, 2)
+        self.turn_gripper = nn.Linear(width, 4)
         self._tokens = InstructionTokens(model)
 
     def forward(self, batch: Batch, rng: np.random.Generator, weights: LossWeights) -> dict[str, Tensor]:
@@ -60,15 +62,17 @@ class Learner(nn.Module):
         share[0] = weights.own_weight if count > 1 else 1.0
         seen, targets = hidden[:, 1:1 + visual.shape[1]], batch.targets[frames, asked]
         way = batch.blocks[frames, targets[..., 0]] - batch.gripper[:, None, :3]
+        yaws = batch.yaws[frames, targets[..., 0]]
         losses = {**self._action_losses(act, batch.chunks[frames, asked]),
                   **self._grounding_losses(seen, named, batch, targets),
                   "gripper_place": self._gripper_loss(act, batch.gripper),
-                  "relation": F.l1_loss(self.relation(act).float(), way / _PLACE_SCALE_M, reduction="none").mean(-1)}
+                  "relation": F.l1_loss(self.relation(act).float(), way / _PLACE_SCALE_M, reduction="none").mean(-1),
+                  "turn": self._turn_loss(named[:, :, 0], act, yaws, batch.gripper[:, None, 4].expand_as(yaws))}
         means = {name: (loss * share).sum(1).mean() for name, loss in losses.items()}
         means["total"] = (means["motion"] + weights.gripper_weight * means["gripper"]
                           + weights.pointer_weight * means["pointer"]
                           + weights.place_weight * (means["place"] + means["gripper_place"])
-                          + weights.relation_weight * means["relation"])
+                          + weights.relation_weight * means["relation"] + weights.turn_weight * means["turn"])
         return means
 
     def _action_losses(self, act: Tensor, chunks: Tensor) -> dict[str, Tensor]:
@@ -92,8 +96,14 @@ class Learner(nn.Module):
 
     def _gripper_loss(self, act: Tensor, gripper: Tensor) -> Tensor:
         state = gripper[:, None]
-        own = torch.cat((_scaled(state[..., :3]), state[..., 3:] / _WIDEST_OPENING_M), -1).expand(-1, act.shape[1], -1)
+        own = torch.cat((_scaled(state[..., :3]), state[..., 3:4] / _WIDEST_OPENING_M), -1).expand(-1, act.shape[1], -1)
         return F.l1_loss(self.place_gripper(act).float(), own, reduction="none").mean(-1)
+
+    def _turn_loss(self, named: Tensor, act: Tensor, block: Tensor, gripper: Tensor) -> Tensor:
+        # A block looks the same after a quarter turn, the gripper after half a turn.
+        angles = torch.stack((4 * block, 2 * gripper, 4 * (block - gripper)), dim=-1)
+        told = torch.cat((self.turn_target(named), self.turn_gripper(act)), dim=-1).float()
+        return F.l1_loss(told, torch.stack((angles.cos(), angles.sin()), dim=-1).flatten(-2), reduction="none").mean(-1)
 
     def _decode(self, visual: Tensor, words: Tensor) -> Tensor:
         batch, tokens, _ = visual.shape

@@ -85,6 +85,7 @@ class LossWeights:
     :param pointer_weight: weight of the loss that makes color words point at their blocks
     :param place_weight: weight of the losses that locate target and gripper
     :param relation_weight: weight of the loss that tells the way from the gripper to the target
+    :param turn_weight: weight of the loss that tells how far target and gripper are turned
     :param gripper_weight: weight of the gripper's cross-entropy
     """
 
@@ -93,6 +94,7 @@ class LossWeights:
     pointer_weight: float
     place_weight: float
     relation_weight: float
+    turn_weight: float
     gripper_weight: float
 
 

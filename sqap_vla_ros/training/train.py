@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     """Train, export, print one line of JSON."""
     settings = scale_settings(load_settings(args.config), args.scale)
     trainer = Trainer(settings, args.work, args.workers, find_device(args.device))
-    for stage in settings.stages:
+    for number, stage in enumerate(settings.stages, 1):
+        state = "finished before" if (args.work / f"{stage.name}.done").exists() else f"{stage.samples} pictures"
+        print(f"stage {number} of {len(settings.stages)}, {stage.name}: {state}", file=sys.stderr)
         trainer.run_stage(stage)
     save_model(trainer.averaged.model, args.out, dtype=torch.bfloat16)
     result = trainer.validate(args.out)
@@ -91,14 +93,13 @@ class Trainer:
     def run_stage(self, stage: Stage) -> None:
         """Collect, train and keep one stage; a finished one is only loaded."""
         self._match_grid(stage.patch_stride)
-        optimizer = self._build_optimizer(stage)
         finished = self.work / f"{stage.name}.done"
         if finished.exists():
-            self._resume(stage, optimizer)
+            self._resume(stage, None)
         else:
             self._collect(stage)
             started = time.time()
-            self._train(stage, optimizer, FrameSet(self.work / "frames" / stage.scenes, self.device))
+            self._train(stage, FrameSet(self.work / "frames" / stage.scenes, self.device))
             self.log({"event": "stage", "stage": stage.name, "seconds": round(time.time() - started)})
         save_model(self.averaged.model, self.work / "policy")
         if not finished.exists():
@@ -108,8 +109,9 @@ class Trainer:
         self._seed_offset += stage.expert_frames + stage.dagger_frames
 
     def _collect(self, stage: Stage) -> None:
-        for source, count, offset, policy in (("expert", stage.expert_frames, 0, None),
-                                              ("dagger", stage.dagger_frames, stage.expert_frames, self.work / "policy")):
+        kinds = (("expert", stage.expert_frames, 0, None),
+                 ("dagger", stage.dagger_frames, stage.expert_frames, self.work / "policy"))
+        for source, count, offset, policy in kinds:
             if count:
                 collect(self.work / "frames" / stage.scenes, f"{stage.name}-{source}", count,
                         first_seed=self._seed_offset + offset, scenes=self.settings.scenes[stage.scenes],
@@ -131,12 +133,10 @@ class Trainer:
             refine_grid(holder.model, finer)
             holder.model = finer
 
-    def _build_optimizer(self, stage: Stage) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.learner.parameters(), lr=stage.peak_rate, betas=(0.9, 0.95),
-                                 weight_decay=self.settings.optimizer.weight_decay, fused=True)
-
-    def _train(self, stage: Stage, optimizer: torch.optim.Optimizer, frames: FrameSet) -> None:
+    def _train(self, stage: Stage, frames: FrameSet) -> None:
         steps = math.ceil(stage.samples / stage.batch_size)
+        optimizer = torch.optim.AdamW(self.learner.parameters(), lr=stage.peak_rate, betas=(0.9, 0.95),
+                                      weight_decay=self.settings.optimizer.weight_decay, fused=True)
         first = self._resume(stage, optimizer)
         recent: dict[str, Tensor] = {}
         progress = tqdm(range(first, steps), initial=first, total=steps, desc=stage.name, unit="step", mininterval=5)
@@ -176,14 +176,15 @@ class Trainer:
                     "optimizer": optimizer.state_dict(), "step": step}, unfinished)
         os.replace(unfinished, path)
 
-    def _resume(self, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+    def _resume(self, stage: Stage, optimizer: torch.optim.Optimizer | None) -> int:
         path = self.work / f"{stage.name}.pt"
         if not path.exists():
             return 0
         kept = torch.load(path, weights_only=True, map_location=self.device)
         self.learner.load_state_dict(kept["learner"])
         self.averaged.load_state_dict(kept["averaged"])
-        optimizer.load_state_dict(kept["optimizer"])
+        if optimizer is not None:
+            optimizer.load_state_dict(kept["optimizer"])
         return int(kept["step"])
 
 

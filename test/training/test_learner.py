@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sqap_vla_ros.simulation.tabletop import Tabletop
 from sqap_vla_ros.simulation.tasks import KINDS, Task
 from sqap_vla_ros.training import train
 from sqap_vla_ros.training.collect import disturb, draw_layout
+from sqap_vla_ros.training.curve import draw_curve
 from sqap_vla_ros.training.frames import FrameSet, ShardWriter
 from sqap_vla_ros.training.instructions import draw_task, encode_task
 from sqap_vla_ros.training.learner import (
@@ -178,6 +180,17 @@ def test_a_recipe_that_cannot_be_is_named(tmp_path, old, new, sentence):
     recipe.write_text(train.RECIPE.read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=sentence):
         load_settings(recipe)
+
+
+def test_the_curve_shows_every_stage_and_validation_of_a_log(tmp_path):
+    losses = dict.fromkeys(("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn"), 0.1)
+    validation = {suite: {"success": 0.5, "successes": 3, "episodes": 6} for suite in ("base", "hard")}
+    records = [{"event": "losses", "stage": stage.name, "step": step, **losses}
+               for stage in SETTINGS.stages for step in (200, 400, 400)]
+    records += [{"event": "validation", "stage": stage.name, **validation} for stage in SETTINGS.stages]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
+    draw_curve(tmp_path / "log.jsonl", SETTINGS.stages, tmp_path / "curve.png")
+    assert cv2.imread(str(tmp_path / "curve.png")).std() > 10
 
 
 def test_a_smaller_recipe_keeps_everything_else():
