@@ -104,7 +104,7 @@ def _check_areas(layout: Layout) -> None:
         raise ConfigError(f"layout.block_counts is {layout.block_counts}; the fewest must not exceed the most")
     if not most - len(COLORS) <= layout.twin_blocks <= fewest // 2:
         raise ConfigError(f"layout.twin_blocks is {layout.twin_blocks} among {fewest} to {most} blocks of "
-                          f"{len(COLORS)} colors; every twin needs another block of its color, and none comes three times")
+                          f"{len(COLORS)} colors; every twin needs another block of its color, none comes thrice")
     x0, x1, y0, y1 = layout.block_area
     gap = layout.block_gap_m
     room = (x1 - x0 + gap) * (y1 - y0 + gap)

@@ -53,8 +53,9 @@ class ShardWriter:
                              names.index(task.other) if task.other else -1] for task in tasks], np.int8)
         chunks = np.array([plan(state, task, tabletop.layout, self._chunk_steps) for task in tasks], np.float32)
         self._images.append(image)
-        values = (np.array([encode_task(task) for task in tasks], np.int8), chunks, targets, blocks, yaws,
-                  project_to_pixels(tabletop, blocks), np.array([*state.tcp, state.opening, state.yaw], np.float32))
+        values: tuple[np.ndarray, ...] = (
+            np.array([encode_task(task) for task in tasks], np.int8), chunks, targets, blocks, yaws,
+            project_to_pixels(tabletop, blocks), np.array([*state.tcp, state.opening, state.yaw], np.float32))
         for name, value in zip(_LABELS, values, strict=True):
             self._labels[name].append(value)
 
