@@ -129,9 +129,11 @@ def build_evaluation_table(summary: Mapping[str, Any]) -> Table:
     table = _build_success_table(columns)
     if any(compared):
         table.add_section()
-        table.add_row(f"change against {columns[0]['method']}", *(_say_change(row) for row in compared))
-        table.add_row("  95 % interval", *("-" if row is None else _say_bounds(row["interval"]) for row in compared))
-        for name, words in (("only_first", "only the first succeeded"), ("only_this", "only this one succeeded")):
+        first = columns[0]["method"]
+        table.add_row(f"change against {first}, points", *(_say_change(row) for row in compared))
+        table.add_row("  95 % interval", *("-" if row is None else "{:+.0f} to {:+.0f}".format(
+            *(100 * bound for bound in row["interval"])) for row in compared))
+        for name, words in (("only_first", f"only {first} succeeded"), ("only_this", "only this one succeeded")):
             table.add_row(f"  {words}", *("-" if row is None else str(row[name]) for row in compared))
     table.add_section()
     table.add_row("steps to success, median / p90", *(_say_steps(row["steps_to_success"]) for row in columns))
@@ -162,7 +164,7 @@ def _say_bounds(bounds: Sequence[float]) -> str:
 
 
 def _say_change(row: Mapping[str, Any] | None) -> str:
-    return "-" if row is None else f"{100 * row['difference']:+.1f} points"
+    return "-" if row is None else f"{100 * row['difference']:+.1f}"
 
 
 def _say_steps(steps: Mapping[str, float] | None) -> str:
