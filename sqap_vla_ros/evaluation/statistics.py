@@ -23,7 +23,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share, square = successes / trials, _Z95**2 / trials
     middle = (share + square / 2) / (1 + square)
     half = _Z95 / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Exactly 0 and 1 at the ends, where rounding would leave the rate outside of its own interval.
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half
 
 
 def difference_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:

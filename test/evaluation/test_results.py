@@ -76,6 +76,12 @@ def test_chart_shows_a_bar_of_each_method(tmp_path):
         assert (chart == color).all(axis=1).sum() > 1000
 
 
+def test_chart_of_nothing_but_failures_is_drawn(tmp_path):
+    failures = [record("a", seed, False, task=task) for seed, task in enumerate(("reach", "pick", "place") * 4)]
+    draw_success(summarize_methods(failures, ["a"])["methods"], tmp_path / "chart.png", "")
+    assert (tmp_path / "chart.png").exists()
+
+
 def test_bars_of_an_interrupted_method_stand_under_their_names(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))

@@ -15,6 +15,14 @@ def test_difference_interval(counts, low, high):
     assert difference_interval(both, second, first, neither) == pytest.approx((-high, -low), abs=1e-4)
 
 
+def test_rate_lies_in_its_interval_at_the_ends_too():
+    for trials in range(1, 400):
+        assert wilson_interval(0, trials)[0] == 0.0 and wilson_interval(trials, trials)[1] == 1.0
+        for successes in range(0, trials + 1, max(trials // 7, 1)):
+            low, high = wilson_interval(successes, trials)
+            assert 0.0 <= low <= successes / trials <= high <= 1.0
+
+
 def test_difference_without_correlation_adds_wilson_limits_in_quadrature():
     # All succeed with one, half with the other: no correlation can be told.
     low, high = difference_interval(10, 10, 0, 0)
