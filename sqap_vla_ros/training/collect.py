@@ -60,14 +60,15 @@ def collect(folder: Path, name: str, frames: int, *, first_seed: int, scenes: Sc
                              chunk_steps, policy))
     if not jobs:
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _limit_threads) as pool, \
+    with multiprocessing.get_context("spawn").Pool(workers, limit_threads) as pool, \
             tqdm(total=sum(job.frames for job in jobs), desc=f"collect {name}", unit="frame") as progress:
         for done in pool.imap_unordered(_collect_shard, jobs):
             progress.update(done)
 
 
-def _limit_threads() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def limit_threads() -> None:
+    """One thread for the products, one for the software renderer: there are as many processes as cores."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
 
 
 def _collect_shard(job: _Job) -> int:

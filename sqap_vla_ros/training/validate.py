@@ -12,7 +12,7 @@ from sqap_vla_ros.simulation.episode import run_episode
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, Trial, choose_trials
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.training.collect import load_infer
+from sqap_vla_ros.training.collect import limit_threads, load_infer
 
 Job = tuple[Path, list[Trial], int]
 
@@ -24,7 +24,7 @@ def validate(checkpoint: Path, suite: str, episodes: int, execute_steps: int, wo
     """
     trials = choose_trials(suite, episodes, SEED_RANGES["validation"][0])
     jobs: list[Job] = [(checkpoint, list(trials[worker::workers]), execute_steps) for worker in range(workers)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, limit_threads) as pool:
         results = [result for part in tqdm(pool.imap_unordered(_run_share, jobs), total=workers,
                                            desc=f"validate {suite}", unit="worker") for result in part]
     groups = {name: f"{sum(ok for group, ok in results if group == name)}/{sum(group == name for group, _ in results)}"

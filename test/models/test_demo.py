@@ -1,13 +1,19 @@
 """Words, token order and actions of the demo family."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sqap_vla_ros.errors import CheckpointError, InputError
 from sqap_vla_ros.models.demo import ACT, BOS, DemoConfig
+from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.simulation.suite import SUITES, choose_trials
+
+SHIPPED = Path(__file__).parents[2] / "sqap_vla_ros" / "assets" / "demo"
 
 
 def test_it_is_a_model_of_the_protocol(tiny_demo):
@@ -84,3 +90,16 @@ def test_configuration_with_a_missing_part_is_refused(tiny_demo):
         del values[part]
         with pytest.raises(CheckpointError, match=part):
             DemoConfig.from_json(values)
+
+
+def test_the_shipped_checkpoint_is_small_and_its_card_names_it():
+    weights = SHIPPED / "model.safetensors"
+    assert weights.stat().st_size <= 24e6
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in (SHIPPED / "README.md").read_text()
+
+
+def test_the_shipped_checkpoint_knows_every_word_of_every_task():
+    model = load_model("demo")
+    for suite in SUITES:
+        for trial in choose_trials(suite, 60, 100):
+            assert model.tokenize(trial.task.instruction)
