@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from sqap_vla_ros.simulation.suite import SUITES
 from sqap_vla_ros.training.settings import Stage
 
-_LOSSES = ("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn")
+_LOSSES = ("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn", "turn_seen")
 
 
 def draw_curve(log: Path, stages: Sequence[Stage], path: Path) -> None:
@@ -45,11 +46,11 @@ def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], stages: Sequence
         for step in sorted(mine):
             for name, (pictures, values) in lines.items():
                 pictures.append((start + step * stage.batch_size) / 1e3)
-                values.append(mine[step][name])
+                values.append(mine[step].get(name, math.nan))
         start += stage.samples
         axes.axvline(start / 1e3, color="0.8", linewidth=1, zorder=0)
     for name, (pictures, values) in lines.items():
-        axes.plot(pictures, values, label=name.replace("_", "'s "))
+        axes.plot(pictures, values, label=name.replace("_", " "))
     axes.set(yscale="log", xlabel="pictures seen, thousands", ylabel="loss (running mean)")
 
 

@@ -30,7 +30,8 @@ class Learner(nn.Module):
 
     Pointer: the state of a color word picks the visual token its block covers. Place: the same state gives the
     block's position, the ACT token's state the gripper's position and opening. Relation: the ACT token's state gives
-    the way from the gripper to the target. Turn: how far block and gripper are turned, and one against the other.
+    the way from the gripper to each block named. Turn: how far block and gripper are turned, and one against the other; the
+    projected visual tokens under the blocks' centres tell it of every block.
     """
 
     def __init__(self, model: DemoVla) -> None:
@@ -41,16 +42,17 @@ class Learner(nn.Module):
         self.point_key = nn.Linear(width, 128)
         self.place_target = nn.Linear(width, 3)
         self.place_gripper = nn.Linear(width, 4)
-        self.relation = nn.Linear(width, 3)
+        self.relation = nn.Linear(width, 6)
         self.turn_target = nn.Linear(width, 2)
         self.turn_gripper = nn.Linear(width, 4)
+        self.turn_seen = nn.Linear(width, 2)
         self._tokens = InstructionTokens(model)
 
     def forward(self, batch: Batch, rng: np.random.Generator, weights: LossWeights) -> dict[str, Tensor]:
         """Losses by name, and their weighted sum as ``total``."""
         model, count, device = self.model, weights.instructions_per_image, batch.images.device
         frames = torch.arange(len(batch.images), device=device)[:, None]
-        asked = torch.from_numpy(choose_instructions(len(frames), batch.codes.shape[1], count, rng)).to(device)
+        asked = torch.from_numpy(choose_instructions(batch.codes.cpu().numpy(), count, rng)).to(device)
         words, act_at, colors_at = self._tokens.look_up(batch.codes[frames, asked])
         visual = model.encode_images(augment(batch.images, rng))
         hidden = self._decode(visual, words)
@@ -61,18 +63,19 @@ class Learner(nn.Module):
         share = torch.full((count,), (1 - weights.own_weight) / max(1, count - 1), device=device)
         share[0] = weights.own_weight if count > 1 else 1.0
         seen, targets = hidden[:, 1:1 + visual.shape[1]], batch.targets[frames, asked]
-        way = batch.blocks[frames, targets[..., 0]] - batch.gripper[:, None, :3]
         yaws = batch.yaws[frames, targets[..., 0]]
         losses = {**self._action_losses(act, batch.chunks[frames, asked]),
                   **self._grounding_losses(seen, named, batch, targets),
                   "gripper_place": self._gripper_loss(act, batch.gripper),
-                  "relation": F.l1_loss(self.relation(act).float(), way / _PLACE_SCALE_M, reduction="none").mean(-1),
+                  "relation": self._relation_loss(act, batch, targets),
                   "turn": self._turn_loss(named[:, :, 0], act, yaws, batch.gripper[:, None, 4].expand_as(yaws))}
         means = {name: (loss * share).sum(1).mean() for name, loss in losses.items()}
+        means["turn_seen"] = self._turn_seen_loss(visual, batch)
         means["total"] = (means["motion"] + weights.gripper_weight * means["gripper"]
                           + weights.pointer_weight * means["pointer"]
                           + weights.place_weight * (means["place"] + means["gripper_place"])
-                          + weights.relation_weight * means["relation"] + weights.turn_weight * means["turn"])
+                          + weights.relation_weight * means["relation"]
+                          + weights.turn_weight * (means["turn"] + means["turn_seen"]))
         return means
 
     def _action_losses(self, act: Tensor, chunks: Tensor) -> dict[str, Tensor]:
@@ -99,11 +102,24 @@ class Learner(nn.Module):
         own = torch.cat((_scaled(state[..., :3]), state[..., 3:4] / _WIDEST_OPENING_M), -1).expand(-1, act.shape[1], -1)
         return F.l1_loss(self.place_gripper(act).float(), own, reduction="none").mean(-1)
 
+    def _relation_loss(self, act: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+        frames, there = torch.arange(len(targets), device=targets.device)[:, None, None], (targets >= 0).float()
+        way = batch.blocks[frames, targets.clamp(min=0)] - batch.gripper[:, None, None, :3]
+        told = self.relation(act).float().unflatten(-1, (2, 3))
+        return (F.l1_loss(told, way / _PLACE_SCALE_M, reduction="none").mean(-1) * there).sum(-1)
+
     def _turn_loss(self, named: Tensor, act: Tensor, block: Tensor, gripper: Tensor) -> Tensor:
         # A block looks the same after a quarter turn, the gripper after half a turn.
         angles = torch.stack((4 * block, 2 * gripper, 4 * (block - gripper)), dim=-1)
         told = torch.cat((self.turn_target(named), self.turn_gripper(act)), dim=-1).float()
         return F.l1_loss(told, torch.stack((angles.cos(), angles.sin()), dim=-1).flatten(-2), reduction="none").mean(-1)
+
+    def _turn_seen_loss(self, visual: Tensor, batch: Batch) -> Tensor:
+        there = (batch.blocks != 0).any(-1)
+        cell = token_under(batch.pixels, self.model)
+        told = self.turn_seen(visual.gather(1, cell[..., None].expand(-1, -1, visual.shape[-1]))).float()
+        angle = 4 * batch.yaws
+        return F.l1_loss(told, torch.stack((angle.cos(), angle.sin()), dim=-1), reduction="none").mean(-1)[there].mean()
 
     def _decode(self, visual: Tensor, words: Tensor) -> Tensor:
         batch, tokens, _ = visual.shape
@@ -117,10 +133,17 @@ class Learner(nn.Module):
         return self.model.decoder(x, positions.expand(batch, -1), mask=mask)
 
 
-def choose_instructions(frames: int, stored: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(frames, count) indices: the first, which the robot was doing, then others, none twice."""
-    others = rng.permuted(np.tile(np.arange(1, stored), (frames, 1)), axis=1)
-    return np.concatenate((np.zeros((frames, 1), np.int64), others[:, :count - 1]), axis=1)
+def choose_instructions(codes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Which stored instructions are asked: the first, which the robot was doing, then others, none twice.
+
+    Those that relate blocks to each other, by a side or a second color, are taken more often: they are learned last.
+
+    :param codes: (B, M, 4), see :func:`~sqap_vla_ros.training.instructions.encode_task`
+    :return: (B, count) indices
+    """
+    relating = (codes[:, 1:, 2:] > 0).any(-1)
+    order = np.argsort(rng.random(relating.shape) - 0.4 * relating, axis=1)
+    return np.concatenate((np.zeros((len(codes), 1), np.int64), 1 + order[:, :count - 1]), axis=1)
 
 
 def segment_positions(patch_stride: int, tokens: int, count: int, length: int) -> Tensor:

@@ -102,9 +102,13 @@ def test_instructions_that_share_a_picture_do_not_see_each_other(shard):
 
 
 def test_the_frames_own_instruction_comes_first_and_none_twice():
-    chosen = choose_instructions(50, 8, 6, np.random.default_rng(0))
+    codes = np.zeros((400, 8, 4), np.int8)
+    codes[:, 3, 2] = codes[:, 5, 3] = 1
+    chosen = choose_instructions(codes, 4, np.random.default_rng(0))
     assert (chosen[:, 0] == 0).all()
-    assert all(len(set(row)) == 6 for row in chosen)
+    assert all(len(set(row)) == 4 for row in chosen)
+    share = np.bincount(chosen.ravel(), minlength=8)[1:] / 400
+    assert share[[2, 4]].min() > 0.6 > 0.5 > share[[0, 1, 3, 5, 6]].max()
 
 
 def test_tokens_under_pixels_are_numbered_row_by_row():
@@ -183,7 +187,8 @@ def test_a_recipe_that_cannot_be_is_named(tmp_path, old, new, sentence):
 
 
 def test_the_curve_shows_every_stage_and_validation_of_a_log(tmp_path):
-    losses = dict.fromkeys(("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn"), 0.1)
+    losses = dict.fromkeys(("motion", "gripper", "pointer", "place", "gripper_place", "relation", "turn",
+                            "turn_seen"), 0.1)
     validation = {suite: {"success": 0.5, "successes": 3, "episodes": 6} for suite in ("base", "hard")}
     records = [{"event": "losses", "stage": stage.name, "step": step, **losses}
                for stage in SETTINGS.stages for step in (200, 400, 400)]
