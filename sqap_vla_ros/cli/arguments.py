@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 
 from sqap_vla_ros.errors import ConfigError
@@ -24,6 +25,11 @@ def read_number(kind: type[int] | type[float], low: float, high: float) -> Calla
         return value
 
     return read
+
+
+def count_cores() -> int:
+    """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_methods(text: str) -> tuple[Method, ...]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import read_methods, read_number
+from sqap_vla_ros.cli.arguments import count_cores, read_methods, read_number
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.evaluation.plan import BLINDS, LANGUAGES
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
@@ -45,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "(default: test)")
     parser.add_argument("--suite", choices=tuple(SUITES), default="base", help="which tasks (default: base)")
     parser.add_argument("--scene", type=_read_variations, default=(), metavar="LIST",
-                        help=f"how scenes differ from those trained on, comma-separated: {', '.join(VARIATIONS)} "
-                             "(default: not at all)")
+                        help=f"how scenes are changed, comma-separated, all at once: {', '.join(VARIATIONS)}; training "
+                             "varies camera and light as far as these do (default: not at all)")
     parser.add_argument("--checkpoint", default="demo", metavar="PATH",
                         help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
-    parser.add_argument("--workers", type=read_number(int, 1, 1024), default=_count_cores(), metavar="N",
+    parser.add_argument("--workers", type=read_number(int, 1, 1024), default=count_cores(), metavar="N",
                         help="processes, each with a policy on one thread (default: one per core)")
     parser.add_argument("--execute-steps", type=read_number(int, 1, 64), default=Config().control.execute_steps,
                         metavar="N", help="steps of a chunk carried out before the next look (default: "
@@ -94,8 +93,3 @@ def _read_variations(text: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise argparse.ArgumentTypeError(f"'{text}' names a variation twice")
     return names
-
-
-def _count_cores() -> int:
-    # A container or taskset may allow fewer than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -58,7 +58,8 @@ def run_verb(args: argparse.Namespace) -> int:
                "machine": describe_machine(), "versions": describe_versions()}
     _write(args.out, summary, console)
     told = {name: {**{key: row[key] for key in _TOLD_OF_METHOD if key in row},
-                   "tasks": {group: {key: part[key] for key in _TOLD} for group, part in row["tasks"].items()}}
+                   "tasks": {group: {key: part[key] for key in (*_TOLD, "went_to") if key in part}
+                             for group, part in row["tasks"].items()}}
             for name, row in results["methods"].items()}
     print(json.dumps({"methods": told, "compared": results["compared"], "complete": complete,
                       "summary": str(args.out / "summary.json")}), flush=True)
@@ -76,7 +77,8 @@ def describe_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"methods": [method.name for method in args.methods], "episodes": args.episodes,
             "first_seed": args.seeds.start, "suite": args.suite, "scene": list(args.scene),
             "checkpoint": args.checkpoint, "checkpoint_sha256": digest.hexdigest(),
-            "execute_steps": args.execute_steps, "blind": args.blind, "language": args.language}
+            "execute_steps": args.execute_steps, "blind": args.blind, "language": args.language,
+            "versions": describe_versions()}
 
 
 def _play(journal: Journal, jobs: list[Job], setup: Setup, workers: int, console: Console, out: Path) -> None:

@@ -34,6 +34,7 @@ ACT_BITS = 4
 PLAN = RotationPlan(queries_keys=False)
 _TOP_CHANNELS_RATIO = 0.01
 # Noise below this share of the signal counts as none, so that every figure can be written as JSON.
+_SMALLEST_MEDIAN = 1e-30  # more than half of the values may be zero
 _SMALLEST_NOISE_RATIO = 1e-12
 
 
@@ -112,8 +113,8 @@ def measure_unevenness(x: Tensor, weights: Sequence[Tensor]) -> Unevenness:
     readers = torch.cat(list(weights)).double().T
     return Unevenness(
         kurtosis=float(centered.pow(4).mean() / centered.square().mean().square()),
-        peak_ratio=float(magnitude.max() / magnitude.median()),
-        token_peak_ratio=float((magnitude.amax(1) / magnitude.median(1).values).median()),
+        peak_ratio=float(magnitude.max() / magnitude.median().clamp_min(_SMALLEST_MEDIAN)),
+        token_peak_ratio=float((magnitude.amax(1) / magnitude.median(1).values.clamp_min(_SMALLEST_MEDIAN)).median()),
         top_channels_share=float(top.sum() / channels.sum()),
         input_sqnr_db=_token_sqnr_db(wide, noise),
         output_sqnr_db=_token_sqnr_db(wide @ readers, noise @ readers))

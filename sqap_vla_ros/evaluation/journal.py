@@ -55,7 +55,7 @@ class Journal:
         self._file.close()
 
     def add(self, record: EpisodeRecord) -> None:
-        """Keep a finished episode, at once and for good."""
+        """Keep a finished episode, so that it outlives a kill of this process."""
         self.records.append(record)
         self._file.write(json.dumps(asdict(record)).encode() + b"\n")
         self._file.flush()
@@ -100,6 +100,8 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds episodes, but {path} that says of what cannot be read: {error}; start anew "
                          "with --fresh, or take another --out") from error
+    if not isinstance(earlier, dict):
+        earlier = {}
     for name in dict.fromkeys((*settings, *earlier)):
         if earlier.get(name) != settings.get(name):
             raise ConfigError(f"{folder} holds episodes with {name} {json.dumps(earlier.get(name))}, not "

@@ -15,6 +15,7 @@ from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.mjcf import FINGER_TRAVEL_M
 from sqap_vla_ros.simulation.tasks import Task
 
+Goal = tuple[np.ndarray, float, float]  # where to, m; yaw, rad; gripper 0 (closed) or 1 (open)
 MAX_STEP_M = 0.04
 MAX_TURN_RAD = 0.1
 _TURN_GAIN = 0.25  # smooth where it could be a jump: whoever learns it need not know the sign of a small angle
@@ -22,6 +23,8 @@ _OPEN_M = 2 * FINGER_TRAVEL_M
 _CARRY_Z = 0.14
 _TRAY_RELEASE_M = 0.020
 _STACK_RELEASE_M = 0.004
+_LIFTED_M = 0.03
+_TO_TRAY = ("place", "pick-place", "place-reach")
 _WIDEST_YAW_RAD = math.radians(60)
 
 
@@ -49,18 +52,26 @@ def plan(state: State, task: Task, layout: Layout, steps: int) -> np.ndarray:
 def find_target(state: State, task: Task, layout: Layout) -> str:
     """Name of the block that ``task`` is about, as far as this moment tells.
 
-    Of two blocks of one colour it is the one in the hand, else the one in the tray, else the one on the side named.
+    Of two blocks of one color it is the one that is carried or was delivered, else the one on the side named: a wrong
+    one is let go as long as it has not been lifted.
     """
     meant = [name for name in state.blocks if name.split("_")[0] == task.color]
-    if len(meant) > 1:
-        for name in meant:
-            if _holding(state, name, layout):
-                return name
-        for name in meant:
-            if task.kind == "place" and _in_tray(state.blocks[name], state, layout):
-                return name
-        meant.sort(key=lambda name: float(np.dot(state.blocks[name][:2], layout.rightward)))
+    for name in meant:
+        if len(meant) > 1 and (is_lifted(state, name, layout) or _is_delivered(state, name, task, layout)):
+            return name
+    meant.sort(key=lambda name: float(np.dot(state.blocks[name][:2], layout.rightward)))
     return meant[-1 if task.side == "right" else 0]
+
+
+def is_lifted(state: State, name: str, layout: Layout) -> bool:
+    """Whether a block is carried, so that it no longer tells which side it came from."""
+    return _holding(state, name, layout) and bool(state.blocks[name][2] > layout.block_size_m / 2 + _LIFTED_M)
+
+
+def _is_delivered(state: State, name: str, task: Task, layout: Layout) -> bool:
+    if task.kind == "stack":
+        return is_stacked(state.blocks[name], state.blocks[task.other], layout)
+    return task.kind in _TO_TRAY and _in_tray(state.blocks[name], state, layout)
 
 
 def grasp_yaw(state: State, name: str) -> float:
@@ -72,14 +83,11 @@ def grasp_yaw(state: State, name: str) -> float:
     return yaw
 
 
-Goal = tuple[np.ndarray, float, float]  # where to, yaw, gripper
-
-
 def _goal(state: State, task: Task, name: str, layout: Layout) -> Goal:
     block = state.blocks[name]
     if task.kind == "reach":
         return _hover(state, name)
-    if task.kind in ("place", "pick-place", "place-reach") and _in_tray(block, state, layout):
+    if task.kind in _TO_TRAY and _in_tray(block, state, layout):
         if task.kind == "place-reach" and not _leaving(state, block, layout):
             return _hover(state, task.other)
         return _leave(state, block, layout)
@@ -91,7 +99,7 @@ def _goal(state: State, task: Task, name: str, layout: Layout) -> Goal:
             return np.array([state.tcp[0], state.tcp[1], _CARRY_Z]), state.yaw, 0.0
         if task.kind == "stack":
             lower = state.blocks[task.other]
-            return _deliver(state, block, lower[:2], lower[2] + layout.block_size_m + _STACK_RELEASE_M, 0.010)
+            return _deliver(state, block, lower[:2], lower[2] + layout.block_size_m + _STACK_RELEASE_M, 0.018)
         return _deliver(state, block, state.tray[:2], layout.block_size_m / 2 + _TRAY_RELEASE_M, 0.025)
     return _approach(state, name, layout)
 

@@ -61,8 +61,8 @@ class RobotNode(Node):
         self._goals: list[ServerGoalHandle] = []
         self._next_seed = 0
         self._open_ends()
-        self._publish_static()
         self._new_scene()
+        self._publish_static()
         self.add_on_set_parameters_callback(self._check_parameters)
 
     def run(self, executor: SingleThreadedExecutor, keep_going: Callable[[], bool]) -> None:

@@ -133,7 +133,7 @@ def _draw_places(rng: np.random.Generator, layout: Layout, colors: list[str]) ->
         if len(places) == len(colors):
             return np.array(places)
     raise ConfigError(f"{len(colors)} blocks do not fit {layout.block_gap_m} m apart into the area x {x0} to {x1}, "
-                      f"y {y0} to {y1}; take a smaller block_gap_m or a larger block_area")
+                      f"y {y0} to {y1}; take a smaller block_gap_m or twin_gap_m, or a larger block_area")
 
 
 def _apart(one: np.ndarray, another: np.ndarray, alike: bool, layout: Layout) -> bool:

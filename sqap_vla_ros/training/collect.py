@@ -8,26 +8,26 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from sqap_vla_ros.simulation.expert import MAX_STEP_M, act
+from sqap_vla_ros.simulation.expert import MAX_STEP_M, act, is_lifted
 from sqap_vla_ros.simulation.layout import Layout
-from sqap_vla_ros.simulation.suite import DIFFICULTIES
 from sqap_vla_ros.simulation.tabletop import Tabletop
 from sqap_vla_ros.simulation.tasks import Task
 from sqap_vla_ros.training.frames import ShardWriter
 from sqap_vla_ros.training.instructions import draw_task
-from sqap_vla_ros.training.settings import TRAIN_SEEDS, Scenes
+from sqap_vla_ros.training.settings import INSTRUCTIONS_PER_FRAME, TRAIN_SEEDS, Scenes, Settings, mix_layout
 
 FRAMES_PER_SHARD = 500
-INSTRUCTIONS_PER_FRAME = 8
 _LINGER_STEPS = 3
 _EXPERT_SHARE = 0.15
+_NOISE_RAD_PER_M = 2.0
 Infer = Callable[[np.ndarray, str], np.ndarray]
 
 
@@ -35,19 +35,20 @@ Infer = Callable[[np.ndarray, str], np.ndarray]
 class _Job:
     path: Path
     frames: int
+    first_scene: int
     seed: int
     scenes: Scenes
     chunk_steps: int
     policy: Path | None
 
 
-def collect(folder: Path, name: str, frames: int, *, first_seed: int, scenes: Scenes, chunk_steps: int,
+def collect(folder: Path, name: str, frames: int, *, first_seed: int, settings: Settings, scenes: Scenes,
             policy: Path | None, workers: int) -> None:
     """Fill ``folder`` with shards ``name-*.npz`` of ``frames`` frames in all; whole shards already there are kept.
 
     :param first_seed: offset into the training seeds
+    :param settings: its seed and the length of a plan
     :param scenes: what is shown
-    :param chunk_steps: steps of the expert's plan that label a frame
     :param policy: checkpoint that drives the robot, or None for the disturbed expert
     :param workers: processes
     """
@@ -56,23 +57,30 @@ def collect(folder: Path, name: str, frames: int, *, first_seed: int, scenes: Sc
     for start in range(0, frames, FRAMES_PER_SHARD):
         path = folder / f"{name}-{start // FRAMES_PER_SHARD:04d}.npz"
         if not path.exists():
-            jobs.append(_Job(path, min(FRAMES_PER_SHARD, frames - start), TRAIN_SEEDS[first_seed + start], scenes,
-                             chunk_steps, policy))
+            jobs.append(_Job(path, min(FRAMES_PER_SHARD, frames - start), TRAIN_SEEDS[first_seed + start],
+                             settings.seed, scenes, settings.model.chunk_steps, policy))
     if not jobs:
         return
-    with multiprocessing.get_context("spawn").Pool(workers, limit_threads) as pool, \
+    with spawn_pool(workers) as pool, \
             tqdm(total=sum(job.frames for job in jobs), desc=f"collect {name}", unit="frame") as progress:
         for done in pool.imap_unordered(_collect_shard, jobs):
             progress.update(done)
 
 
-def limit_threads() -> None:
-    """One thread for the products, one for the software renderer: there are as many processes as cores."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
+def spawn_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Pool:
+    """Processes of one thread each, for products and for the software renderer, as many as there are cores.
+
+    :param start: what each calls first, with ``arguments``
+    """
+    # Read when torch is imported, so before the processes run anything.
+    os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
+    return multiprocessing.get_context("spawn").Pool(workers, start, arguments)
 
 
 def _collect_shard(job: _Job) -> int:
-    writer, rng, seed = ShardWriter(job.chunk_steps), np.random.default_rng(job.seed), job.seed
+    # Not the stream that draws the scene of the same number.
+    rng = np.random.default_rng((job.seed, job.first_scene))
+    writer, seed = ShardWriter(job.chunk_steps), job.first_scene
     infer = None if job.policy is None else load_infer(job.policy)
     tabletops: dict[Layout, Tabletop] = {}
     while len(writer) < job.frames:
@@ -92,11 +100,7 @@ def draw_layout(scenes: Scenes, rng: np.random.Generator) -> Layout:
     """One of the few layouts that frames are collected from."""
     shares = np.array(list(scenes.difficulties.values()))
     name = str(rng.choice(list(scenes.difficulties), p=shares / shares.sum()))
-    layout = replace(Layout(), **{**scenes.layout, **DIFFICULTIES.get(name, {})})
-    if rng.random() >= scenes.varied:
-        return layout
-    variation: dict[str, Any] = {field: tuple(value) for field, value in scenes.variation.items()}
-    return replace(layout, **variation)
+    return mix_layout(scenes, name, varied=bool(rng.random() < scenes.varied))
 
 
 def _run(tabletop: Tabletop, job: _Job, writer: ShardWriter, rng: np.random.Generator, infer: Infer | None) -> None:
@@ -109,7 +113,7 @@ def _run(tabletop: Tabletop, job: _Job, writer: ShardWriter, rng: np.random.Gene
         if len(writer) >= job.frames or lingering > _LINGER_STEPS:
             return
         image = tabletop.render()
-        writer.add(tabletop, [task, *_draw_others(tabletop, job, rng)], image)
+        writer.add(tabletop, _draw_tasks(tabletop, task, job, rng), image)
         if infer is None or (not chunk and rng.random() < _EXPERT_SHARE):
             action = disturb(act(tabletop.state(), task, tabletop.layout), noise, rng)
         else:
@@ -119,16 +123,27 @@ def _run(tabletop: Tabletop, job: _Job, writer: ShardWriter, rng: np.random.Gene
         lingering += tabletop.succeeded(task)
 
 
-def _draw_others(tabletop: Tabletop, job: _Job, rng: np.random.Generator) -> list[Task]:
-    return [draw_task(tabletop.scene, job.scenes.kinds, rng) for _ in range(INSTRUCTIONS_PER_FRAME - 1)]
+def _draw_tasks(tabletop: Tabletop, own: Task, job: _Job, rng: np.random.Generator) -> list[Task]:
+    # None twice, and no side of two blocks of which one is in the air: where it came from cannot be seen.
+    state, tasks = tabletop.state(), [own]
+    lifted = {name.split("_")[0] for name in state.blocks if is_lifted(state, name, tabletop.layout)}
+    while len(tasks) < INSTRUCTIONS_PER_FRAME:
+        task = draw_task(tabletop.scene, job.scenes.kinds, rng)
+        if task not in tasks and not (task.side and task.color in lifted):
+            tasks.append(task)
+    return tasks
 
 
 def disturb(action: np.ndarray, noise_m: float, rng: np.random.Generator) -> np.ndarray:
-    """An action made worse, so that the expert is seen to recover: noise in half of the steps, a wrong grip in few."""
+    """An action made worse, so that the expert is seen to recover: noise in half of the steps, a wrong grip in few.
+
+    :param action: (7,) m, rad and gripper
+    :param noise_m: standard deviation of the noise along each axis
+    """
     worse = action.copy()
     if rng.random() < 0.5:
-        worse[:3] += rng.normal(0.0, noise_m + 1e-9, 3)
-        worse[5] += rng.normal(0.0, 2 * noise_m + 1e-9)
+        worse[:3] += noise_m * rng.normal(size=3)
+        worse[5] += noise_m * _NOISE_RAD_PER_M * rng.normal()
     if noise_m > 0 and rng.random() < 0.02:
         worse[6] = 1.0 - worse[6]
     return worse

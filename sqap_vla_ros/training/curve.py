@@ -24,16 +24,25 @@ def draw_curve(log: Path, stages: Sequence[Stage], path: Path) -> None:
     :param log: ``log.jsonl`` of a run
     :param stages: those of its recipe
     """
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = [record for record in map(_read, log.read_text().splitlines()) if record]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _draw_losses(left, records, stages)
-    _draw_success(right, [record for record in records if record["event"] == "validation"])
+    validations = {record["stage"]: record for record in records if record["event"] == "validation"}
+    _draw_success(right, list(validations.values()))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def _read(line: str) -> dict[str, Any]:
+    # A line that a kill or a full disk has cut.
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}
 
 
 def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], stages: Sequence[Stage]) -> None:

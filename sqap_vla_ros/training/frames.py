@@ -6,6 +6,7 @@ Every frame carries the expert's answer to several instructions its scene allows
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,14 @@ class ShardWriter:
 
     def write(self, path: Path) -> None:
         """Write the labels to ``path`` (.npz) after the pictures beside it (.npy): labels mean a whole shard."""
-        pictures = path.with_suffix(".npy")
-        np.save(pictures, np.stack(self._images))
-        unfinished = path.with_suffix(".part.npz")
+        # Of two processes that write the same shard, one left over from a killed run, either gives a whole one.
+        unfinished = path.with_name(f"{path.stem}.{os.getpid()}.part")
+        with unfinished.open("wb") as file:
+            np.save(file, np.stack(self._images))
+        os.replace(unfinished, path.with_suffix(".npy"))
         labels: dict[str, Any] = {name: np.stack(values) for name, values in self._labels.items()}
-        np.savez(unfinished, **labels)
+        with unfinished.open("wb") as file:
+            np.savez(file, **labels)
         os.replace(unfinished, path)
 
 
@@ -77,10 +81,10 @@ def project_to_pixels(tabletop: Tabletop, points: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames as tensors on one device: B frames, M instructions each, P blocks at most.
+    """Frames as tensors on one device, save for ``codes``: B frames, M instructions each, P blocks at most.
 
     :param images: (B, H, W, 3) uint8
-    :param codes: (B, M, 4) int64, see :func:`~sqap_vla_ros.training.instructions.encode_task`
+    :param codes: (B, M, 4) int64 on the CPU, see :func:`~sqap_vla_ros.training.instructions.encode_task`
     :param chunks: (B, M, T, 7) float32, the expert's plan for each instruction: m, rad, gripper 0..1
     :param targets: (B, M, 2) int64, which blocks an instruction names; -1 for no second one
     :param blocks: (B, P, 3) float32, m
@@ -100,36 +104,49 @@ class Batch:
 
 
 class FrameSet:
-    """All whole shards of a folder; pictures stay on disk, or move to the GPU when they fit.
+    """All whole shards of a folder; pictures stay on disk, or move to the GPU when they fit, which it says.
 
     :param folder: where the shards are
     :param device: where batches go
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        paths = sorted(path for path in folder.glob("*.npz") if not path.name.endswith(".part.npz"))
+        paths = sorted(folder.glob("*.npz"))
         self._device = device
         self._shards = [np.load(path.with_suffix(".npy"), mmap_mode="r") for path in paths]
         labels = [np.load(path) for path in paths]
-        self._labels = {name: torch.from_numpy(np.concatenate([shard[name] for shard in labels])).to(device)
-                        for name in _LABELS} if paths else {}
+        # Codes are looked up on the CPU, without waiting for the device.
+        self._labels = {name: torch.from_numpy(np.concatenate([shard[name] for shard in labels]))
+                        .to("cpu" if name == "codes" else device) for name in _LABELS} if paths else {}
         self._starts = np.cumsum([0] + [len(images) for images in self._shards])
         self._resident: Tensor | None = None
         if device.type == "cuda" and paths:
-            size = sum(images.nbytes for images in self._shards)
-            if size < _LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
-                self._resident = torch.cat([torch.from_numpy(np.array(images)).to(device) for images in self._shards])
+            self._resident = self._move_pictures()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def take(self, indices: np.ndarray) -> Batch:
         """Read the frames at ``indices``."""
-        chosen = torch.from_numpy(indices).to(self._device)
-        labels = {name: values[chosen] for name, values in self._labels.items()}
+        chosen = torch.from_numpy(indices)
+        labels = {name: values[chosen.to(values.device)] for name, values in self._labels.items()}
         for name in ("codes", "targets"):
             labels[name] = labels[name].long()
-        return Batch(self._read(indices) if self._resident is None else self._resident[chosen], **labels)
+        images = self._read(indices) if self._resident is None else self._resident[chosen.to(self._device)]
+        return Batch(images, **labels)
+
+    def _move_pictures(self) -> Tensor | None:
+        torch.cuda.empty_cache()
+        size, free = sum(images.nbytes for images in self._shards), torch.cuda.mem_get_info(self._device)[0]
+        fits = size < _LARGEST_SHARE * free
+        print(f"{len(self)} pictures, {size / 1e9:.1f} GB, {'go to' if fits else 'stay on disk: too much for'} "
+              f"the GPU, which has {free / 1e9:.1f} GB free", file=sys.stderr)
+        if not fits:
+            return None
+        pictures = torch.empty((len(self), *self._shards[0].shape[1:]), dtype=torch.uint8, device=self._device)
+        for images, start in zip(self._shards, self._starts[:-1], strict=True):
+            pictures[start:start + len(images)] = torch.from_numpy(np.array(images)).to(self._device)
+        return pictures
 
     def _read(self, indices: np.ndarray) -> Tensor:
         shards = np.searchsorted(self._starts, indices, side="right") - 1

@@ -62,9 +62,10 @@ class InstructionTokens:
             self._act[code], self._colors[code] = len(words) - 1, torch.tensor(at)
 
     def look_up(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (..., L), index of the ACT token (...) and of the color words (..., 2) for codes (..., 4) int64.
+        """What stands for some instructions; one that names one color gives its place twice.
 
-        An instruction with one color gives its place twice.
+        :param codes: (..., 4) int64, on the CPU
+        :return: tokens (..., L), index of the ACT token (...), and of the color words (..., 2)
         """
-        code = codes.cpu().unbind(-1)
-        return tuple(table[code].to(codes.device) for table in (self._words, self._act, self._colors))  # type: ignore[return-value]
+        code = codes.unbind(-1)
+        return self._words[code], self._act[code], self._colors[code]

@@ -30,8 +30,8 @@ class Learner(nn.Module):
 
     Pointer: the state of a color word picks the visual token its block covers. Place: the same state gives the
     block's position, the ACT token's state the gripper's position and opening. Relation: the ACT token's state gives
-    the way from the gripper to each block named. Turn: how far block and gripper are turned, and one against the other; the
-    projected visual tokens under the blocks' centres tell it of every block.
+    the way from the gripper to each block named. Turn: how far block and gripper are turned, and one against the
+    other; the projected visual tokens under the blocks' centres tell it of every block.
     """
 
     def __init__(self, model: DemoVla) -> None:
@@ -52,8 +52,9 @@ class Learner(nn.Module):
         """Losses by name, and their weighted sum as ``total``."""
         model, count, device = self.model, weights.instructions_per_image, batch.images.device
         frames = torch.arange(len(batch.images), device=device)[:, None]
-        asked = torch.from_numpy(choose_instructions(batch.codes.cpu().numpy(), count, rng)).to(device)
-        words, act_at, colors_at = self._tokens.look_up(batch.codes[frames, asked])
+        asked = torch.from_numpy(choose_instructions(batch.codes.numpy(), count, rng))
+        words, act_at, colors_at = (part.to(device) for part in self._tokens.look_up(batch.codes[frames.cpu(), asked]))
+        asked = asked.to(device)
         visual = model.encode_images(augment(batch.images, rng))
         hidden = self._decode(visual, words)
         text = hidden[:, 1 + visual.shape[1]:].unflatten(1, (count, words.shape[-1]))
@@ -103,6 +104,7 @@ class Learner(nn.Module):
         return F.l1_loss(self.place_gripper(act).float(), own, reduction="none").mean(-1)
 
     def _relation_loss(self, act: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+        # Summed over the blocks named, not averaged: the way to the second is what is learned last.
         frames, there = torch.arange(len(targets), device=targets.device)[:, None, None], (targets >= 0).float()
         way = batch.blocks[frames, targets.clamp(min=0)] - batch.gripper[:, None, None, :3]
         told = self.relation(act).float().unflatten(-1, (2, 3))
@@ -115,11 +117,12 @@ class Learner(nn.Module):
         return F.l1_loss(told, torch.stack((angles.cos(), angles.sin()), dim=-1).flatten(-2), reduction="none").mean(-1)
 
     def _turn_seen_loss(self, visual: Tensor, batch: Batch) -> Tensor:
-        there = (batch.blocks != 0).any(-1)
+        there = (batch.blocks != 0).any(-1).float()
         cell = token_under(batch.pixels, self.model)
         told = self.turn_seen(visual.gather(1, cell[..., None].expand(-1, -1, visual.shape[-1]))).float()
         angle = 4 * batch.yaws
-        return F.l1_loss(told, torch.stack((angle.cos(), angle.sin()), dim=-1), reduction="none").mean(-1)[there].mean()
+        missed = F.l1_loss(told, torch.stack((angle.cos(), angle.sin()), dim=-1), reduction="none").mean(-1)
+        return (missed * there).sum() / there.sum()
 
     def _decode(self, visual: Tensor, words: Tensor) -> Tensor:
         batch, tokens, _ = visual.shape

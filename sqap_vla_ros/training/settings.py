@@ -15,10 +15,14 @@ from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.vit import VitConfig
 from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.simulation.expert import MAX_STEP_M, MAX_TURN_RAD
-from sqap_vla_ros.simulation.tasks import VOCABULARY
+from sqap_vla_ros.simulation.layout import Layout
+from sqap_vla_ros.simulation.parameters import build_layout
+from sqap_vla_ros.simulation.suite import DIFFICULTIES
+from sqap_vla_ros.simulation.tasks import KINDS, VOCABULARY
 
 RECIPE = Path(__file__).parents[1] / "assets" / "train_demo.yaml"
 FINE_STRIDE_PX = 14
+INSTRUCTIONS_PER_FRAME = 8
 TRAIN_SEEDS = range(1_000_000, 1_900_000)
 T = TypeVar("T")
 
@@ -110,7 +114,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole recipe; ``save_every`` counts optimizer steps."""
+    """The whole recipe.
+
+    :param save_every: optimizer steps between resumable saves
+    :param validation_episodes: of each suite, after each stage
+    :param execute_steps: steps of a chunk that validation carries out before the next look
+    """
 
     seed: int
     model: Architecture
@@ -140,11 +149,40 @@ def load_settings(path: Path = RECIPE) -> Settings:
                        for name, values in (scenes.items() if isinstance(scenes, dict) else ())}
     parts["stages"] = tuple(_build(Stage, stage, f"{path}: stages[{index}]")
                             for index, stage in enumerate(stages if isinstance(stages, list) else [None]))
-    for stage in parts["stages"]:
-        if stage.scenes not in parts["scenes"]:
+    settings = _build(Settings, parts, str(path))
+    _check(settings, path)
+    return settings
+
+
+def mix_layout(scenes: Scenes, difficulty: str, *, varied: bool) -> Layout:
+    """A layout that frames are collected from.
+
+    :param varied: with another camera and light
+    :raises ConfigError: when it cannot be built
+    """
+    return build_layout({**scenes.layout, **DIFFICULTIES.get(difficulty, {}), **(scenes.variation if varied else {})})
+
+
+def _check(settings: Settings, path: Path) -> None:
+    for name, scenes in settings.scenes.items():
+        for what, given, known in (("difficulties", scenes.difficulties, ("base", *DIFFICULTIES)),
+                                   ("kinds", scenes.kinds, KINDS)):
+            if not isinstance(given, dict) or not given or not set(given) <= set(known):
+                raise ConfigError(f"{path}: scenes.{name}.{what} gives shares of {', '.join(known)}; got {given!r}")
+        for difficulty in scenes.difficulties:
+            for varied in (False, True):
+                mix_layout(scenes, difficulty, varied=varied)
+    names = [stage.name for stage in settings.stages]
+    for stage in settings.stages:
+        if stage.scenes not in settings.scenes:
             raise ConfigError(f"{path}: stage '{stage.name}' takes scenes '{stage.scenes}'; there are "
-                              f"{', '.join(parts['scenes']) or 'none'}")
-    return _build(Settings, parts, str(path))
+                              f"{', '.join(settings.scenes) or 'none'}")
+        if names.count(stage.name) > 1 or min(stage.samples, stage.batch_size) < 1:
+            raise ConfigError(f"{path}: stage '{stage.name}' needs a name of its own, and samples and batch_size of at "
+                              "least 1")
+    if not 1 <= settings.loss.instructions_per_image <= INSTRUCTIONS_PER_FRAME:
+        raise ConfigError(f"{path}: loss.instructions_per_image is {settings.loss.instructions_per_image}; allowed is "
+                          f"1 to {INSTRUCTIONS_PER_FRAME}")
 
 
 def _build(kind: type[T], values: Any, where: str) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ from sqap_vla_ros.simulation.episode import run_episode
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, Trial, choose_trials
 from sqap_vla_ros.simulation.tabletop import Tabletop
-from sqap_vla_ros.training.collect import limit_threads, load_infer
+from sqap_vla_ros.training.collect import Infer, load_infer, spawn_pool
 
-Job = tuple[Path, list[Trial], int]
+Job = tuple[Trial, int]
+# Of one worker: its policy, and the tables that its trials have needed so far.
+_policy: list[Infer] = []
+_tabletops: dict[Layout, Tabletop] = {}
 
 
 def validate(checkpoint: Path, suite: str, episodes: int, execute_steps: int, workers: int) -> dict[str, Any]:
@@ -22,27 +24,24 @@ def validate(checkpoint: Path, suite: str, episodes: int, execute_steps: int, wo
 
     :return: success (0..1), successes, episodes, and successes by group
     """
-    trials = choose_trials(suite, episodes, SEED_RANGES["validation"][0])
-    jobs: list[Job] = [(checkpoint, list(trials[worker::workers]), execute_steps) for worker in range(workers)]
-    with multiprocessing.get_context("spawn").Pool(workers, limit_threads) as pool:
-        results = [result for part in tqdm(pool.imap_unordered(_run_share, jobs), total=workers,
-                                           desc=f"validate {suite}", unit="worker") for result in part]
+    jobs = [(trial, execute_steps) for trial in choose_trials(suite, episodes, SEED_RANGES["validation"][0])]
+    with spawn_pool(workers, _start, checkpoint) as pool:
+        results = list(tqdm(pool.imap_unordered(_play, jobs), total=len(jobs), desc=f"validate {suite}",
+                            unit="episode"))
     groups = {name: f"{sum(ok for group, ok in results if group == name)}/{sum(group == name for group, _ in results)}"
               for name in SUITES[suite]}
     successes = sum(ok for _, ok in results)
     return {"success": successes / len(results), "successes": successes, "episodes": len(results), "tasks": groups}
 
 
-def _run_share(job: Job) -> list[tuple[str, bool]]:
-    checkpoint, trials, execute_steps = job
-    infer = load_infer(checkpoint)
-    tabletops: dict[Layout, Tabletop] = {}
-    results = []
-    for trial in trials:
-        tabletop = tabletops.get(trial.layout) or Tabletop(trial.layout)
-        tabletops[trial.layout] = tabletop
-        tabletop.reset(trial.seed)
-        results.append((trial.group, run_episode(tabletop, trial.task, infer, execute_steps=execute_steps).success))
-    for tabletop in tabletops.values():
-        tabletop.close()
-    return results
+def _start(checkpoint: Path) -> None:
+    _policy.append(load_infer(checkpoint))
+
+
+def _play(job: Job) -> tuple[str, bool]:
+    trial, execute_steps = job
+    if trial.layout not in _tabletops:
+        _tabletops[trial.layout] = Tabletop(trial.layout)
+    tabletop = _tabletops[trial.layout]
+    tabletop.reset(trial.seed)
+    return trial.group, run_episode(tabletop, trial.task, _policy[0], execute_steps=execute_steps).success

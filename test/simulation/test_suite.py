@@ -124,10 +124,24 @@ def test_two_steps_count_only_with_both_done():
 def test_the_expert_keeps_to_the_block_in_its_hand():
     task = Task("place", "red", "left")
     assert find_target(state(), task, LAYOUT) == "red"
+    just_gripped = state(tcp=state().blocks["red_2"], opening=0.05)
+    assert find_target(just_gripped, task, LAYOUT) == "red"
     carried = {**state().blocks, "red": np.array([0.45, 0.1, 0.14])}
     assert find_target(state(blocks=carried), task, LAYOUT) == "red_2"
     held = state(blocks=carried, tcp=carried["red"], opening=0.05)
     assert find_target(held, task, LAYOUT) == "red"
+
+
+@pytest.mark.parametrize("task", [Task("place", "red", "left"), Task("pick-place", "red", "left"),
+                                  Task("place-reach", "red", "left", "blue")])
+def test_the_expert_takes_no_second_block_once_one_is_in_the_tray(task):
+    delivered = {**state().blocks, "red": np.array([0.465, 0.14, HALF + 0.004])}
+    assert find_target(state(blocks=delivered), task, LAYOUT) == "red"
+
+
+def test_the_expert_takes_no_second_block_once_one_is_stacked():
+    stacked = {**state().blocks, "red": np.array([0.455, -0.05, 3 * HALF]), "red_2": np.array([0.4, -0.12, HALF])}
+    assert find_target(state(blocks=stacked), Task("stack", "red", "left", "blue"), LAYOUT) == "red"
 
 
 @pytest.mark.parametrize(("block", "gripper", "expected"), [

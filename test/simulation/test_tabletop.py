@@ -48,7 +48,7 @@ def test_scenes_hold_three_or_four_blocks_apart_from_each_other(tabletop):
 
 
 @pytest.mark.parametrize(("suite", "variations"), [("base", ()), ("hard", ()), ("base", tuple(VARIATIONS))])
-def test_the_expert_does_at_least_98_percent(suite, variations):
+def test_the_expert_fails_at_most_twice_in_90(suite, variations):
     done, tables = [], {}
     for trial in choose_trials(suite, 90, 1_900_000, variations):
         table = tables.setdefault(trial.group, Tabletop(trial.layout))
@@ -61,7 +61,8 @@ def test_the_expert_does_at_least_98_percent(suite, variations):
     for table in tables.values():
         table.close()
     assert sum(success for _, success in done) >= 88
-    assert {group for group, success in done if success} == set(SUITES[suite])
+    for group in SUITES[suite]:
+        assert sum(not success for name, success in done if name == group) <= 1
 
 
 def test_velocities_move_the_tool_as_asked(tabletop):
@@ -174,8 +175,8 @@ def test_camera_and_light_move_by_what_the_layout_says():
     still = Tabletop()
     still.reset(3)
     position, rotation = still.camera_pose()
-    still.close()
     table = Tabletop(Layout(camera_shift_m=(0.03, 0.03), camera_turn_deg=(3.0, 3.0), light_scale=(0.5, 0.5)))
+    bright = still.render().mean()
     directions = []
     for seed in range(4):
         table.reset(seed)
@@ -183,6 +184,8 @@ def test_camera_and_light_move_by_what_the_layout_says():
         assert np.linalg.norm(moved - position) == pytest.approx(0.03, abs=1e-6)
         assert np.degrees(np.arccos((np.trace(turned @ rotation.T) - 1) / 2)) == pytest.approx(3.0, abs=1e-3)
         directions.append(moved - position)
+    assert table.render().mean() < 0.6 * bright
+    still.close()
     table.close()
     assert np.linalg.matrix_rank(directions) == 3
 

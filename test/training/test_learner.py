@@ -1,6 +1,6 @@
 """Training: shards, the shared visual prefix, the finer grid, and going on after a kill."""
 
-import argparse
+import itertools
 import json
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sqap_vla_ros.cli.main import main
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.simulation.expert import find_target, plan
@@ -29,7 +30,7 @@ from sqap_vla_ros.training.learner import (
     segment_positions,
     token_under,
 )
-from sqap_vla_ros.training.settings import demo_config, load_settings, scale_settings
+from sqap_vla_ros.training.settings import RECIPE, demo_config, load_settings, scale_settings
 
 CPU = torch.device("cpu")
 SETTINGS = load_settings()
@@ -56,7 +57,7 @@ def shard(tmp_path_factory):
         writer.add(table, tasks, table.render())
         table.step(plan(table.state(), tasks[0], table.layout, 1)[0])
     writer.write(folder / "some-0000.npz")
-    (folder / "killed-0000.part.npz").write_bytes(b"half")
+    (folder / "killed-0000.123.part").write_bytes(b"half")
     layout = table.layout
     table.close()
     return FrameSet(folder, CPU), tasks, states, layout
@@ -129,6 +130,8 @@ def test_every_drawn_task_is_allowed_and_every_kind_comes():
 def test_disturbance_moves_and_turns_but_seldom_grips():
     rng, action = np.random.default_rng(0), np.array([0.01, 0, 0, 0, 0, 0, 1.0])
     worse = np.array([disturb(action, 0.02, rng) for _ in range(2000)]) - action
+    assert worse[:, 5].std() == pytest.approx(0.04 / 2**0.5, rel=0.1)
+    assert (disturb(action, 0.0, rng) == action).all()
     assert 0.45 < (worse[:, 0] != 0).mean() < 0.55
     assert worse[:, :3].std() == pytest.approx(0.02 / 2**0.5, rel=0.1)
     assert 0.01 < (worse[:, 6] != 0).mean() < 0.03
@@ -178,10 +181,15 @@ def test_the_rate_warms_up_and_ends_where_it_should():
     ("scenes: plain, patch", "scenes: bare, patch", "stage 'plain' takes scenes 'bare'; there are plain, wide"),
     ("own_weight: 0.3", "", r"loss needs exactly .* missing: own_weight"),
     ("seed: 0", "seed: [", "cannot be read"),
+    ("{base: 1.0}", "{bass: 1.0}", "scenes.plain.difficulties gives shares of base, small"),
+    ("{reach: 0.20,", "{rech: 0.20,", "scenes.plain.kinds gives shares of reach, pick"),
+    ("{block_yaw_rad: 0.1}", "{block_yaw: 0.1}", "unknown layout field 'block_yaw'"),
+    ("name: wide,", "name: plain,", "stage 'plain' needs a name of its own"),
+    ("instructions_per_image: 4", "instructions_per_image: 9", "allowed is 1 to 8"),
 ])
 def test_a_recipe_that_cannot_be_is_named(tmp_path, old, new, sentence):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(train.RECIPE.read_text().replace(old, new, 1))
+    recipe.write_text(RECIPE.read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=sentence):
         load_settings(recipe)
 
@@ -204,39 +212,67 @@ def test_a_smaller_recipe_keeps_everything_else():
     assert replace(small, stages=SETTINGS.stages, validation_episodes=SETTINGS.validation_episodes) == SETTINGS
 
 
+def miniature(**changes):
+    """The recipe's first and last stage with next to nothing in them."""
+    first, last = SETTINGS.stages[0], SETTINGS.stages[-1]
+    stages = (replace(first, name="first", expert_frames=40, samples=48, batch_size=8),
+              replace(last, name="last", expert_frames=0, dagger_frames=20, scenes=first.scenes, samples=16))
+    return replace(SETTINGS, **{"save_every": 2, "validation_episodes": 3, "stages": stages} | changes)
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [({}, "another training works in"),
+                                                   ({"seed": 1}, "its seed differs; remove the folder")])
+def test_a_work_folder_serves_one_run_of_one_recipe(tmp_path, changes, sentence):
+    trainer = train.Trainer(miniature(), tmp_path, 1, CPU)
+    if changes:
+        del trainer
+    with pytest.raises(ConfigError, match=sentence):
+        train.Trainer(miniature(**changes), tmp_path, 1, CPU)
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path, capsys):
-    stage = replace(SETTINGS.stages[0], expert_frames=40, samples=48, batch_size=8)
+@pytest.mark.parametrize(("victim", "calls"), [("_step", 4), ("_step", 7), ("validate", 1), ("_collect", 2)])
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path, capsys, victim, calls):
+    def start(folder):
+        return train.Trainer(miniature(), folder, 1, CPU)
 
-    def finish(folder):
-        trainer = train.Trainer(replace(SETTINGS, save_every=2, validation_episodes=3), folder, 1, CPU)
-        trainer.run_stage(stage)
-        return trainer.averaged.state_dict()
-
-    whole = finish(tmp_path / "whole")
-    killed = train.Trainer(replace(SETTINGS, save_every=2, validation_episodes=3), tmp_path / "killed", 1, CPU)
-    calls, take = [], killed._step
+    whole = start(tmp_path / "whole")
+    whole.train(tmp_path / "whole_out")
+    killed, count = start(tmp_path / "killed"), itertools.count(1)
+    going = getattr(killed, victim)
 
     def die(*args):
-        calls.append(None)
-        if len(calls) == 4:
+        if next(count) == calls:
             raise KeyboardInterrupt
-        return take(*args)
+        return going(*args)
 
-    killed._step = die
+    setattr(killed, victim, die)
     with pytest.raises(KeyboardInterrupt):
-        killed.run_stage(stage)
-    again = finish(tmp_path / "killed")
-    assert all(torch.allclose(whole[name], again[name], atol=1e-5) for name in whole)
+        killed.train(tmp_path / "killed_out")
+    killed.work._lock.close()
+    again = start(tmp_path / "killed")
+    again.train(tmp_path / "killed_out")
+    expected, got = whole.averaged.state_dict(), again.averaged.state_dict()
+    assert all(torch.allclose(expected[name], got[name], atol=1e-5) for name in expected)
 
 
 @pytest.mark.slow
 def test_the_whole_recipe_runs_in_miniature(tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    args = parser.parse_args(["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--scale", "0.0005",
-                              "--workers", "1"])
-    assert train.run(args) == 0
+    assert main(["train-demo", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--scale", "0.0005",
+                 "--workers", "1", "--device", "cpu"]) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last["base"]["episodes"] == last["hard"]["episodes"] == 6
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 24e6
+    assert (tmp_path / "work" / "training.png").exists()
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_the_same_and_a_cpu_goes_on_from_there(tmp_path):
+    totals = []
+    for device in ("cpu", "cuda"):
+        trainer = train.Trainer(miniature(), tmp_path / device, 1, torch.device(device))
+        trainer.run_stage(0)
+        totals.append(json.loads(trainer.work.log_path.read_text().splitlines()[0])["total"])
+        trainer.work._lock.close()
+    assert totals[0] == pytest.approx(totals[1], rel=0.05)
+    train.Trainer(miniature(), tmp_path / "cuda", 1, CPU).train(tmp_path / "out")
