@@ -53,8 +53,9 @@ class Learner(nn.Module):
         model, count, device = self.model, weights.instructions_per_image, batch.images.device
         frames = torch.arange(len(batch.images), device=device)[:, None]
         asked = torch.from_numpy(choose_instructions(batch.codes.numpy(), count, rng))
-        words, act_at, colors_at = (part.to(device) for part in self._tokens.look_up(batch.codes[frames.cpu(), asked]))
-        asked = asked.to(device)
+        words, act_at, colors_at = self._tokens.look_up(batch.codes[frames.cpu(), asked])
+        words = words[..., :int(act_at.max()) + 1].to(device)
+        act_at, colors_at, asked = act_at.to(device), colors_at.to(device), asked.to(device)
         visual = model.encode_images(augment(batch.images, rng))
         hidden = self._decode(visual, words)
         text = hidden[:, 1 + visual.shape[1]:].unflatten(1, (count, words.shape[-1]))
