@@ -21,7 +21,7 @@ from tf2_msgs.msg import TFMessage
 from sqap_vla_ros.simulation import expert
 from sqap_vla_ros.simulation.session import FULL_OPENING_M
 from sqap_vla_ros.simulation.tabletop import CONTROL_PERIOD_S, Tabletop
-from sqap_vla_ros.simulation.tasks import MAX_STEPS, Task
+from sqap_vla_ros.simulation.tasks import Task
 
 MODULE = "sqap_vla_ros.simulation.robot_node"
 LOCKSTEP = {"publish_clock": True, "wait_for_command_s": 60.0, "real_time_factor": 0.0}
@@ -125,7 +125,7 @@ def drive_with_expert(pilot, seed, kind):
     task, opening = Task(kind, color), 1.0
     assert pilot.lay_out(seed, kind, color).success
     picture_ns = pilot.image_ns()
-    for _ in range(MAX_STEPS):
+    for _ in range(task.max_steps):
         action = expert.act(twin.state(), task, twin.layout)
         if action[6] != opening:
             opening = action[6]
