@@ -5,9 +5,10 @@ DAgger: Ross, Gordon and Bagnell, AISTATS 2011.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -26,6 +27,7 @@ from sqap_vla_ros.training.settings import INSTRUCTIONS_PER_FRAME, TRAIN_SEEDS, 
 
 FRAMES_PER_SHARD = 500
 _LINGER_STEPS = 3
+_MOST_DRAWS = 60
 _EXPERT_SHARE = 0.15
 _NOISE_RAD_PER_M = 2.0
 Infer = Callable[[np.ndarray, str], np.ndarray]
@@ -113,7 +115,7 @@ def _run(tabletop: Tabletop, job: _Job, writer: ShardWriter, rng: np.random.Gene
         if len(writer) >= job.frames or lingering > _LINGER_STEPS:
             return
         image = tabletop.render()
-        writer.add(tabletop, _draw_tasks(tabletop, task, job, rng), image)
+        writer.add(tabletop, draw_tasks(tabletop, task, job.scenes.kinds, rng), image)
         if infer is None or (not chunk and rng.random() < _EXPERT_SHARE):
             action = disturb(act(tabletop.state(), task, tabletop.layout), noise, rng)
         else:
@@ -123,15 +125,23 @@ def _run(tabletop: Tabletop, job: _Job, writer: ShardWriter, rng: np.random.Gene
         lingering += tabletop.succeeded(task)
 
 
-def _draw_tasks(tabletop: Tabletop, own: Task, job: _Job, rng: np.random.Generator) -> list[Task]:
-    # None twice, and no side of two blocks of which one is in the air: where it came from cannot be seen.
+def draw_tasks(tabletop: Tabletop, own: Task, kinds: Mapping[str, float], rng: np.random.Generator) -> list[Task]:
+    """What is asked of a frame: what the robot was doing, then others, repeated where the scene allows too few.
+
+    No side of two blocks of which one is in the air is asked for: where it came from cannot be seen.
+
+    :param own: what the robot was doing
+    :param kinds: weight of each kind among the others
+    """
     state, tasks = tabletop.state(), [own]
     lifted = {name.split("_")[0] for name in state.blocks if is_lifted(state, name, tabletop.layout)}
-    while len(tasks) < INSTRUCTIONS_PER_FRAME:
-        task = draw_task(tabletop.scene, job.scenes.kinds, rng)
+    for _ in range(_MOST_DRAWS):
+        task = draw_task(tabletop.scene, kinds, rng)
         if task not in tasks and not (task.side and task.color in lifted):
             tasks.append(task)
-    return tasks
+        if len(tasks) == INSTRUCTIONS_PER_FRAME:
+            break
+    return list(itertools.islice(itertools.cycle(tasks), INSTRUCTIONS_PER_FRAME))
 
 
 def disturb(action: np.ndarray, noise_m: float, rng: np.random.Generator) -> np.ndarray:

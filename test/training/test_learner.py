@@ -12,13 +12,13 @@ import torch
 from sqap_vla_ros.cli.main import main
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoVla
-from sqap_vla_ros.simulation.expert import find_target, plan
+from sqap_vla_ros.simulation.expert import act, find_target, is_lifted, plan
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.scene import draw_scene
 from sqap_vla_ros.simulation.tabletop import Tabletop
 from sqap_vla_ros.simulation.tasks import KINDS, Task
 from sqap_vla_ros.training import train
-from sqap_vla_ros.training.collect import disturb, draw_layout
+from sqap_vla_ros.training.collect import disturb, draw_layout, draw_tasks
 from sqap_vla_ros.training.curve import draw_curve
 from sqap_vla_ros.training.frames import FrameSet, ShardWriter
 from sqap_vla_ros.training.instructions import draw_task, encode_task
@@ -125,6 +125,22 @@ def test_every_drawn_task_is_allowed_and_every_kind_comes():
         scene.check(task)
         kinds.add(task.kind)
     assert kinds == set(KINDS)
+
+
+def test_no_side_is_asked_for_while_one_of_two_alike_is_in_the_air():
+    table = Tabletop(Layout(block_counts=(3, 3), twin_blocks=1))
+    scene, rng = table.reset(2), np.random.default_rng(0)
+    own = Task("pick", scene.twins[0], "left")
+    before = draw_tasks(table, own, WIDE.kinds, rng)
+    assert before[0] == own and len(set(before)) == 8 and any(task.side for task in before[1:])
+    for _ in range(20):
+        table.step(act(table.state(), own, table.layout))
+    assert is_lifted(table.state(), scene.target(own), table.layout)
+    lifted = draw_tasks(table, own, WIDE.kinds, rng)
+    table.close()
+    # Four kinds on the only other block are all that is left.
+    assert len(lifted) == 8 and set(lifted) - {own} == {Task(kind, scene.singles[0]) for kind in
+                                                        ("reach", "pick", "place", "pick-place")}
 
 
 def test_disturbance_moves_and_turns_but_seldom_grips():
