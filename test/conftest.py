@@ -36,6 +36,16 @@ def make_tiny_demo(seed=0, **sizes):
         return DemoVla(tiny_demo_config(**sizes)).eval()
 
 
+@pytest.fixture(scope="module")
+def tabletop():
+    """One simulation for a whole module; every test resets it."""
+    from sqap_vla_ros.simulation.tabletop import Tabletop
+
+    table = Tabletop()
+    yield table
+    table.close()
+
+
 @pytest.fixture
 def tiny_demo():
     """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""

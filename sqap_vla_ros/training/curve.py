@@ -33,7 +33,8 @@ def draw_curve(log: Path, stages: Sequence[Stage], path: Path) -> None:
     _draw_success(right, list(validations.values()))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    left.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    right.legend(loc="upper left", frameon=False, ncols=len(SUITES))
     figure.savefig(path, dpi=110)
 
 

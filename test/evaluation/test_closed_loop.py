@@ -21,18 +21,10 @@ from sqap_vla_ros.simulation.expert import act
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.scene import draw_scene
 from sqap_vla_ros.simulation.suite import SUITES, Trial, choose_trials
-from sqap_vla_ros.simulation.tabletop import Tabletop
 from sqap_vla_ros.simulation.tasks import Task
 
 FLOAT, COMPRESSED = parse_methods("float,w4a4+sqap@0.4")
 GRIPPER = FootprintKnobs().frames
-
-
-@pytest.fixture(scope="module")
-def tabletop():
-    tabletop = Tabletop()
-    yield tabletop
-    tabletop.close()
 
 
 @pytest.fixture(scope="module")

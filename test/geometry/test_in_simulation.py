@@ -2,24 +2,15 @@
 
 import cv2
 import numpy as np
-import pytest
 
 from sqap_vla_ros.config import FootprintKnobs
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.geometry.image_map import resize_map
 from sqap_vla_ros.simulation.expert import act
-from sqap_vla_ros.simulation.tabletop import Tabletop
 from sqap_vla_ros.simulation.tasks import BASE_KINDS, Task
 
 SEEDS = range(7_000, 7_030)
 GRIPPER = FootprintKnobs().frames
-
-
-@pytest.fixture(scope="module")
-def tabletop():
-    tabletop = Tabletop()
-    yield tabletop
-    tabletop.close()
 
 
 def play(tabletop, seed):

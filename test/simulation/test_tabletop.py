@@ -14,14 +14,6 @@ from sqap_vla_ros.simulation.tabletop import CONTROL_PERIOD_S, Tabletop
 from sqap_vla_ros.simulation.tasks import COLORS, Task
 
 
-@pytest.fixture(scope="module")
-def tabletop():
-    """One simulation for the whole module; every test resets it."""
-    table = Tabletop()
-    yield table
-    table.close()
-
-
 def test_a_seed_fully_determines_scene_and_motion(tabletop):
     def play():
         scene = tabletop.reset(7)
