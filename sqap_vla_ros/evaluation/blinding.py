@@ -101,6 +101,7 @@ def pick_others(mask: np.ndarray, taken: np.ndarray, rng: np.random.Generator) -
 
 def _meet(edges: np.ndarray, vision: VitConfig) -> np.ndarray:
     # (T, P): whether the field of token T and the pixel between two edges have a stretch in common along one axis.
-    starts = np.arange(vision.grid_size) * vision.patch_stride - vision.padding - 0.5
-    first, last = starts[:, None], starts[:, None] + vision.patch_size
+    start, size = vision.field
+    first = (np.arange(vision.grid_size) * vision.patch_stride + start - 0.5)[:, None]
+    last = first + size
     return np.asarray((edges[:-1] < last) & (edges[1:] > first))

@@ -47,7 +47,7 @@ class DemoConfig:
                                       for key, value in values["action"].items()}
             return cls(vision=VitConfig(**values["vision"]), decoder=LlamaConfig(**values["decoder"]),
                        vocabulary=tuple(values["vocabulary"]), action=ActionSpec(**action))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"config.json of a demo checkpoint is not usable: {error}") from error
 
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# How far beyond its own pixel a feature of the stem sees: 2 px by the first convolution, 2 more by the second.
+_STEM_REACH_PX = 4
+
 
 @dataclass(frozen=True)
 class VitConfig:
@@ -16,6 +19,7 @@ class VitConfig:
     :param image_size: side of the square input, px
     :param patch_size: side of the field one token sees, px
     :param patch_stride: distance between neighbouring fields, px; smaller than ``patch_size`` makes them overlap
+    :param stem_channels: channels of two convolutions before the patches, which halve the picture; 0 leaves them out
     """
 
     image_size: int
@@ -25,11 +29,29 @@ class VitConfig:
     num_hidden_layers: int
     num_attention_heads: int
     mlp_ratio: int = 4
+    stem_channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stem_channels and (self.image_size % 2 or self.patch_size % 2 or self.patch_stride % 2):
+            raise ValueError(f"a stem halves the picture, so image_size {self.image_size}, patch_size "
+                             f"{self.patch_size} and patch_stride {self.patch_stride} must be even")
 
     @property
-    def padding(self) -> int:
-        """Border added on every side so that fields are centred on their cells."""
-        return (self.patch_size - self.patch_stride) // 2
+    def shrink(self) -> int:
+        """Pixels of the picture to one of what is cut into patches, along one side."""
+        return 2 if self.stem_channels else 1
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """Zeros before and after what is cut into patches, so that fields are centred on their cells."""
+        spare = (self.patch_size - self.patch_stride) // self.shrink
+        return spare // 2, spare - spare // 2
+
+    @property
+    def field(self) -> tuple[int, int]:
+        """First pixel that the first token sees (negative: in the border), and how many in a row each sees."""
+        reach = _STEM_REACH_PX if self.stem_channels else 0
+        return -self.shrink * self.border[0] - reach, self.patch_size - self.shrink + 1 + 2 * reach
 
     @property
     def grid_size(self) -> int:
@@ -62,12 +84,18 @@ class VitBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, learned positions, blocks and a final norm."""
+    """Stem, patch embedding, learned positions, blocks and a final norm.
+
+    A flat projection of a 28 px field tells where edges are, but hardly how they are turned; two small convolutions
+    before it do (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
+    """
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_stride, config.padding)
+        self.stem = _stem(config.stem_channels) if config.stem_channels else nn.Identity()
+        self.patch_embed = nn.Conv2d(config.stem_channels or 3, config.hidden_size, config.patch_size // config.shrink,
+                                     config.patch_stride // config.shrink)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size**2, config.hidden_size))
         self.blocks = nn.ModuleList(VitBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
@@ -75,7 +103,13 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) normalised pixels to (B, N, C), row by row from the top left."""
-        x = self.patch_embed(pixels).flatten(2).transpose(1, 2) + self.pos_embed
+        x = self.patch_embed(F.pad(self.stem(pixels), self.config.border * 2)).flatten(2).transpose(1, 2)
+        x = x + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+def _stem(channels: int) -> nn.Sequential:
+    # (B, 3, H, W) to (B, channels, H / 2, W / 2); feature i lies on pixel 2 i.
+    return nn.Sequential(nn.Conv2d(3, channels, 5, 2, 2), nn.GELU(), nn.Conv2d(channels, channels, 3, 1, 1), nn.GELU())

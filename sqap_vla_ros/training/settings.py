@@ -211,7 +211,7 @@ def scale_settings(settings: Settings, factor: float) -> Settings:
 def demo_config(architecture: Architecture, patch_stride: int) -> DemoConfig:
     """Architecture of the demo policy on the grid that ``patch_stride`` gives.
 
-    :raises ConfigError: when a size is missing or unknown
+    :raises ConfigError: when a size is missing, unknown or does not fit the others
     """
     bounds = (MAX_STEP_M,) * 3 + (MAX_TURN_RAD,) * 3
     low = tuple(-value for value in bounds) + (0.0,)
@@ -219,5 +219,5 @@ def demo_config(architecture: Architecture, patch_stride: int) -> DemoConfig:
     try:
         vision = VitConfig(patch_stride=patch_stride, **architecture.vision)
         return DemoConfig(vision, LlamaConfig(**architecture.decoder), VOCABULARY, action)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"the recipe's model is not usable: {error}") from error

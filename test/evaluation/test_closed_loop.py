@@ -113,6 +113,9 @@ def test_token_sees_what_its_field_covers():
     # Rows -2..5 and 2..9; columns 6..13 and 2..9.
     assert np.argwhere(see_tokens(shown, resize_map(32, 32, 32), vision).reshape(8, 8)).tolist() == [
         [0, 1], [0, 2], [1, 1], [1, 2]]
+    # With a stem the first field covers -6 to 8.
+    stemmed = see_tokens(shown, resize_map(32, 32, 32), replace(vision, stem_channels=4)).reshape(8, 8)
+    assert np.argwhere(stemmed).tolist() == [[row, column] for row in (0, 1, 2) for column in (1, 2, 3)]
     # The same place in a picture twice as wide and three times as high.
     large = np.zeros((96, 64), bool)
     large[15:18, 18:20] = True

@@ -117,7 +117,8 @@ def test_unusable_configuration(folder, text, words):
 
 @pytest.mark.parametrize(("section", "key", "value"), [
     ("decoder", "num_attention_heads", 0), ("decoder", "hidden_size", -64), ("decoder", "hidden_size", "wide"),
-    ("vision", "patch_stride", 0), ("vision", "surprise", 1), ("action", "low", 3)])
+    ("vision", "patch_stride", 0), ("vision", "surprise", 1),
+    ("vision", "stem_channels", -1), ("vision", "patch_size", 5), ("action", "low", 3)])
 def test_configuration_that_cannot_be_built(folder, section, key, value):
     change_config(folder, lambda values: values[section].update({key: value}))
     with pytest.raises(CheckpointError, match=r"config.json"):

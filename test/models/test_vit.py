@@ -1,5 +1,8 @@
 """The vision transformer against torch's own encoder, and which pixels a token sees."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import nn
 
@@ -25,24 +28,37 @@ def test_a_block_equals_torchs_encoder_layer():
         torch.testing.assert_close(block(x), reference(x), atol=1e-5, rtol=1e-5)
 
 
-def test_tokens_run_row_by_row_and_see_a_field_around_their_cell():
+STEMMED = replace(CONFIG, stem_channels=4)
+
+
+@pytest.mark.parametrize(("config", "field"), [
+    (CONFIG, (-2, 8)),                       # token i covers pixels 4 i to 4 i + 3 and sees two more on either side
+    (STEMMED, (-6, 15)),                     # 4 features from -1 on, every second pixel, 4 px more on either side
+    (replace(STEMMED, patch_stride=8), (-4, 15)), (replace(STEMMED, patch_size=14, patch_stride=8), (-6, 21))])
+def test_tokens_run_row_by_row_and_see_a_field_around_their_cell(config, field):
     torch.manual_seed(0)
-    vision = VisionTransformer(CONFIG)
-    assert (CONFIG.grid_size, CONFIG.padding) == (8, 2)
-    base = vision.patch_embed(torch.zeros(1, 3, 32, 32)).flatten(2)[0]
-    for row, column in ((0, 0), (2, 5), (7, 7), (31, 31), (16, 3)):
-        picture = torch.zeros(1, 3, 32, 32)
+    vision, side, stride = VisionTransformer(config).double(), config.grid_size, config.patch_stride
+    assert config.field == field
+    vision.blocks, vision.norm = nn.ModuleList(), nn.Identity()
+    base = vision(torch.zeros(1, 3, 32, 32).double())[0]
+    assert len(base) == side * side
+    for row, column in ((0, 0), (2, 5), (7, 7), (31, 31), (16, 3), (11, 20)):
+        picture = torch.zeros(1, 3, 32, 32).double()
         picture[0, :, row, column] = 1.0
-        changed = (vision.patch_embed(picture).flatten(2)[0] - base).abs().amax(dim=0) > 0
-        # Token i covers pixels 4 i to 4 i + 3 and sees two more on either side.
-        expected = {r * 8 + c for r in range(8) for c in range(8)
-                    if 4 * r - 2 <= row < 4 * r + 6 and 4 * c - 2 <= column < 4 * c + 6}
-        assert set(changed.nonzero().flatten().tolist()) == expected
+        changed = (vision(picture)[0] - base).abs().amax(dim=1) > 0
+        seen = [[0 <= place - field[0] - stride * token < field[1] for token in range(side)] for place in (row, column)]
+        assert changed.view(side, side).tolist() == [[down and across for across in seen[1]] for down in seen[0]]
 
 
-def test_output_shape_and_positions():
+def test_a_stem_needs_even_sizes():
+    with pytest.raises(ValueError, match=r"patch_size 7 .* must be even"):
+        replace(STEMMED, patch_size=7)
+
+
+@pytest.mark.parametrize("config", [CONFIG, STEMMED])
+def test_output_shape_and_positions(config):
     torch.manual_seed(0)
-    vision = VisionTransformer(CONFIG).eval()
+    vision = VisionTransformer(config).eval()
     with torch.no_grad():
         out = vision(torch.zeros(1, 3, 32, 32))
     assert out.shape == (1, 64, 32)
