@@ -19,6 +19,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from sqap_vla_ros.simulation import expert
+from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.session import FULL_OPENING_M
 from sqap_vla_ros.simulation.tabletop import CONTROL_PERIOD_S, Tabletop
 from sqap_vla_ros.simulation.tasks import Task
@@ -185,6 +186,22 @@ def test_camera_and_frames_agree_with_the_tabletop(pilot):
         np.testing.assert_allclose([turn.x, turn.y, turn.z, turn.w], rotation, atol=1e-12)
     jpeg = run.pilot.newest["camera/image_raw/compressed"]
     assert jpeg.format.startswith("rgb8; jpeg") and bytes(jpeg.data[:2]) == b"\xff\xd8"
+
+
+def test_static_frames_are_those_of_the_first_scene_when_it_moves_the_camera(pilot):
+    moved = {"camera_shift_m": [0.02, 0.03], "camera_turn_deg": [1.0, 3.0]}
+    run = pilot(**LOCKSTEP | {"scene.seed": 9} | {f"layout.{name}": value for name, value in moved.items()})
+    run.pilot.world.wait_until(lambda: "/tf_static" in run.pilot.newest, what="the static frames")
+    twin = Tabletop(Layout(**{name: tuple(value) for name, value in moved.items()}))
+    twin.reset(9)
+    told = {entry.child_frame_id: entry.transform for entry in run.pilot.newest["/tf_static"].transforms}
+    poses, unmoved = ({child: (place, turn) for _, child, place, turn in table.static_poses()}
+                      for table in (twin, Tabletop()))
+    place, turn = told["camera_optical_frame"].translation, told["camera_optical_frame"].rotation
+    expected = poses["camera_optical_frame"]
+    np.testing.assert_allclose([place.x, place.y, place.z], expected[0], atol=1e-12)
+    np.testing.assert_allclose([turn.x, turn.y, turn.z, turn.w], expected[1], atol=1e-12)
+    assert np.linalg.norm(expected[0] - unmoved["camera_optical_frame"][0]) > 0.015
 
 
 def test_unusable_commands_are_refused_and_counted_while_the_clock_stands(pilot):
