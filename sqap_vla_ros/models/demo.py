@@ -134,6 +134,10 @@ class DemoVla(nn.Module):
         return {f"decoder.{name}": module for name, module in self.decoder.named_modules()
                 if isinstance(module, nn.Linear)}
 
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, first to last."""
+        return list(self.decoder.layers)
+
     def float_reasons(self) -> dict[str, str]:
         """What recipes leave alone."""
         return {"vision": "runs once per image and feeds every token; the method compresses the LLM",

@@ -85,5 +85,8 @@ class VlaModel(Protocol):
     def quantizable_linears(self) -> dict[str, nn.Linear]:
         """Linears that recipes may quantize, by qualified name."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers in order; each is called as block(x, ...) and returns x or (x, ...)."""
+
     def float_reasons(self) -> dict[str, str]:
         """Name of each part that stays float, and why."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What recipes call numbers that are not rounded.
+FLOAT_BITS = 16
 # Scales stop here, so that their inverse is finite and a row of zeros stays one.
 _SMALLEST_SCALE = 1e-30
 
@@ -61,17 +63,38 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedT
     return QuantizedTokens(codes.to(torch.int8), scale, x.dtype)
 
 
-def quantize_weight(weight: Tensor, bits: int, *, smallest_clip_ratio: float = 1.0,
+def quantize_weight(weight: Tensor, bits: int, *, group_size: int | None = None, smallest_clip_ratio: float = 1.0,
                     steps: int = 1) -> tuple[Tensor, Tensor]:
-    """Round a weight to nearest, with the scale of each output channel searched for the least squared error.
+    """Round a weight to nearest, with scales searched for the least squared error.
 
     :param weight: (N, K) float
     :param bits: 4 or 8
-    :param smallest_clip_ratio: lower end of the searched shares of the channel's largest magnitude; the upper is 1
-    :param steps: how many shares are tried
-    :return: codes (N, K) int8 and scales (N, 1) float32
+    :param group_size: columns that share a scale, a divisor of K; None is one scale per output channel
+    :param smallest_clip_ratio: see :func:`search_scale`
+    :param steps: see :func:`search_scale`
+    :return: codes (N, K) int8 and scales (N, G) float32, G = K / group_size
     """
-    wide = weight.detach().float()
+    scale = search_scale(weight, bits, group_size=group_size, smallest_clip_ratio=smallest_clip_ratio, steps=steps)
+    largest = largest_code(bits)
+    rows = weight.detach().float().reshape(scale.numel(), -1)
+    codes = (rows / scale.reshape(-1, 1)).round_().clamp_(-largest, largest)
+    return codes.to(torch.int8).view(weight.shape), scale
+
+
+def search_scale(weight: Tensor, bits: int, *, group_size: int | None = None, smallest_clip_ratio: float = 1.0,
+                 steps: int = 1) -> Tensor:
+    """Find the scale of each output channel, or of each group of its columns, with the least error to nearest.
+
+    :param weight: (N, K) float
+    :param bits: 4 or 8
+    :param group_size: columns that share a scale, a divisor of K; None is one scale per output channel
+    :param smallest_clip_ratio: lower end of the searched shares of the largest magnitude; the upper is 1
+    :param steps: how many shares are tried
+    :return: (N, G) float32, G = K / group_size
+    """
+    size = group_size or weight.shape[1]
+    # Every group is a row of its own from here on.
+    wide = weight.detach().float().reshape(-1, size)
     largest = largest_code(bits)
     peak = wide.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_SCALE)
     best_error = torch.full_like(peak, float("inf"))
@@ -83,8 +106,7 @@ def quantize_weight(weight: Tensor, bits: int, *, smallest_clip_ratio: float = 1
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    codes = (wide / best_scale).round_().clamp_(-largest, largest)
-    return codes.to(torch.int8), best_scale
+    return best_scale.view(weight.shape[0], -1)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sqap_vla_ros.quantization.integer import QuantizedTokens, pack, quantize_tokens, quantize_weight, unpack
+from sqap_vla_ros.quantization.integer import (
+    FLOAT_BITS,
+    QuantizedTokens,
+    pack,
+    quantize_tokens,
+    quantize_weight,
+    unpack,
+)
 from sqap_vla_ros.quantization.kernels.engine import Engine
 
 
 class QuantLinear(nn.Module):
     """Integer weights times integer activations; W4A4, W4A8 or W8A8 by the bits given.
 
-    out[m, n] = (sum over k of a[m, k] w[n, k]) x token scale[m] x weight scale[n] + bias[n]
+    out[m, n] = sum over groups g of (sum over k in g of a[m, k] w[n, k]) x weight scale[n, g]
+                x token scale[m] + bias[n]
+
+    With 16 activation bits tokens are not rounded, and the weight is multiplied as the floats that its codes stand for.
 
     :param weight_packed: (N, W) int32, see :func:`~sqap_vla_ros.quantization.integer.pack`
-    :param weight_scale: (N, 1) float32
+    :param weight_scale: (N, G) float32, each for K / G columns; G = 1 is one scale per output channel
     :param bias: (N,) or None
     :param columns: K
     :param weight_bits: 4 or 8
-    :param act_bits: 4 or 8
+    :param act_bits: 4, 8 or 16
     :param act_clip_ratio: see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`
     :param engine: what multiplies
     """
@@ -37,6 +48,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = columns, weight_packed.shape[0]
         self.weight_bits, self.act_bits, self.act_clip_ratio = weight_bits, act_bits, act_clip_ratio
+        self.group_size = None if weight_scale.shape[1] == 1 else columns // weight_scale.shape[1]
         self.engine = engine
         self.register_buffer("weight_packed", weight_packed)
         self.register_buffer("weight_scale", weight_scale)
@@ -47,30 +59,76 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, weight_bits: int, act_bits: int, engine: Engine,
-                    act_clip_ratio: float = 1.0, smallest_clip_ratio: float = 1.0, clip_steps: int = 1) -> QuantLinear:
+                    act_clip_ratio: float = 1.0, group_size: int | None = None, smallest_clip_ratio: float = 1.0,
+                    clip_steps: int = 1) -> QuantLinear:
         """Round a float layer to nearest; see :func:`~sqap_vla_ros.quantization.integer.quantize_weight`."""
-        codes, scale = quantize_weight(linear.weight, weight_bits, smallest_clip_ratio=smallest_clip_ratio,
-                                       steps=clip_steps)
+        codes, scale = quantize_weight(linear.weight, weight_bits, group_size=group_size,
+                                       smallest_clip_ratio=smallest_clip_ratio, steps=clip_steps)
+        return cls.from_codes(linear, codes, scale, weight_bits=weight_bits, act_bits=act_bits,
+                              act_clip_ratio=act_clip_ratio, engine=engine)
+
+    @classmethod
+    def from_codes(cls, linear: nn.Linear, codes: Tensor, scale: Tensor, *, weight_bits: int, act_bits: int,
+                   act_clip_ratio: float, engine: Engine) -> QuantLinear:
+        """Take the place of a float layer whose weight was rounded already.
+
+        :param linear: gives the bias
+        :param codes: (N, K) int8
+        :param scale: (N, G) float32
+        """
         return cls(pack(codes, weight_bits), scale, None if linear.bias is None else linear.bias.detach().clone(),
                    columns=linear.in_features, weight_bits=weight_bits, act_bits=act_bits,
                    act_clip_ratio=act_clip_ratio, engine=engine)
 
     def prepare_(self) -> None:
         """Give the engine the weight in the form it multiplies; needed again whenever the packed weight changes."""
-        self.prepared = self.engine.prepare(self.weight_packed, self.weight_bits, self.in_features)
+        if self.act_bits == FLOAT_BITS:
+            self.prepared = self.dequantize()
+        elif self.group_size is None:
+            self.prepared = self.engine.prepare(self.weight_packed, self.weight_bits, self.in_features)
+        else:
+            # A group is a whole number of words; to the engine it is a matrix of its own.
+            words = self.group_size * self.weight_bits // 32
+            self.prepared = torch.stack([self.engine.prepare(packed, self.weight_bits, self.group_size)
+                                         for packed in self.weight_packed.split(words, dim=1)])
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(..., K) to (..., N)."""
+        if self.act_bits == FLOAT_BITS:
+            return self._multiply_floats(x.dequantize() if isinstance(x, QuantizedTokens) else x)
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
-        sums = self.engine.int_matmul(tokens.codes.reshape(-1, self.in_features), self.prepared)
-        out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.T)
+        codes = tokens.codes.reshape(-1, self.in_features)
+        if self.group_size is None:
+            sums = self.engine.int_matmul(codes, self.prepared)
+            out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.T)
+        else:
+            out = self._sum_groups(codes, tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1))
         if self.bias is not None:
             out += self.bias
         return out.view(*tokens.shape[:-1], self.out_features).to(tokens.dtype)
 
+    def _sum_groups(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        # Always from the first group to the last, so that engines agree to the bit.
+        out = torch.zeros(codes.shape[0], self.out_features, dtype=dtype, device=codes.device)
+        groups = zip(codes.split(self.group_size, dim=1), self.prepared, self.weight_scale.T, strict=True)
+        for part, weight, scale in groups:
+            out += self.engine.int_matmul(part, weight).to(dtype).mul_(scale)
+        return out
+
+    def _multiply_floats(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.prepared.to(x.dtype), bias)
+
     def dequantize(self) -> Tensor:
         """The weight it stands for, (N, K) float32."""
-        return unpack(self.weight_packed, self.weight_bits, self.in_features) * self.weight_scale
+        codes = unpack(self.weight_packed, self.weight_bits, self.in_features)
+        groups = codes.view(self.out_features, self.weight_scale.shape[1], -1)
+        return (groups * self.weight_scale[..., None]).view(codes.shape)
+
+    @property
+    def width(self) -> str:
+        """Bits of weight and activations, such as 'W4A8'."""
+        return f"W{self.weight_bits}A{self.act_bits}"
 
     @property
     def stored_bytes(self) -> int:
@@ -78,14 +136,19 @@ class QuantLinear(nn.Module):
         return sum(tensor.nbytes for tensor in (self.weight_packed, self.weight_scale, self.bias) if tensor is not None)
 
     @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of packed weight and scales over the number of weights."""
+        return 8 * (self.weight_packed.nbytes + self.weight_scale.nbytes) / (self.in_features * self.out_features)
+
+    @property
     def prepared_bytes(self) -> int:
-        """Bytes of the engine's form of the weight, which exists beside the packed one while the layer runs."""
+        """Bytes of the form of the weight that is multiplied, which exists beside the packed one while it runs."""
         return self.prepared.nbytes
 
     def extra_repr(self) -> str:
         """For ``print``."""
-        return (f"{self.in_features}, {self.out_features}, W{self.weight_bits}A{self.act_bits}, "
-                f"engine={self.engine.name}")
+        groups = "" if self.group_size is None else f", groups of {self.group_size}"
+        return f"{self.in_features}, {self.out_features}, {self.width}{groups}, engine={self.engine.name}"
 
 
 class QuantRMSNorm(nn.Module):

@@ -1,23 +1,32 @@
-"""The one verb, ``quantize_(model, recipe)``, and the recipes as frozen types.
+"""The one verb, ``quantize_(model, recipe)``.
 
-It knows a model only by what the model says of itself: where it can be rotated, which linears may be quantized, and
-what stays float and why.
+It knows a model only by what the model says of itself: where it can be rotated, which linears may be quantized, which
+blocks they lie in, and what stays float and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.quantization.calibration import BlockCall, Calibration, catch_calls, observe_inputs
+from sqap_vla_ros.quantization.gptq import Hessian, HessianFactor, factorize, round_with_compensation
+from sqap_vla_ros.quantization.integer import FLOAT_BITS, quantize_weight
 from sqap_vla_ros.quantization.kernels import get_engine
+from sqap_vla_ros.quantization.kernels.engine import Engine
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
-from sqap_vla_ros.quantization.rotation import RotationPlan, RotationSites, rotate_
+from sqap_vla_ros.quantization.recipe import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, check_recipe
+from sqap_vla_ros.quantization.report import LinearReport, QuantizationReport
+from sqap_vla_ros.quantization.rotation import Reader, RotationSites, rotate_
+from sqap_vla_ros.quantization.smoothing import observe_peaks, smooth_
+
+__all__ = ["RECIPES", "W4A4", "W4A8", "W8A8", "Quantizable", "QuantizationReport", "Recipe", "WeightOnly4",
+           "quantize_"]
 
 
 class Quantizable(Protocol):
@@ -29,6 +38,9 @@ class Quantizable(Protocol):
     def quantizable_linears(self) -> dict[str, nn.Linear]:
         """Linears that recipes may quantize, by qualified name."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers in order; each is called as block(x, ...) and returns x or (x, ...)."""
+
     def float_reasons(self) -> dict[str, str]:
         """Name of each part that stays float, and why."""
 
@@ -39,157 +51,147 @@ class Quantizable(Protocol):
         """Put a module in the place of the one with that name."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is quantized: weights rounded to nearest per output channel, activations per token.
-
-    One prefill keeps no cache, so keys and values need no few bits; Q and K may be rounded all the same, to see what
-    that does to the attention that pruning reads.
-
-    :param weight_bits: 4 or 8
-    :param act_bits: 4 or 8
-    :param rotation: what is rotated first; None rounds the model as it is. Q and K are rotated only where
-        ``qk_bits`` rounds them: for float ones it would cost time and change nothing
-    :param seed: decides the signs of the rotations
-    :param smallest_clip_ratio: lower end of the clip search of the weights
-    :param clip_steps: how many clip ratios the search tries
-    :param act_clip_ratio: share of a token's largest magnitude that its largest code stands for, where ``act_bits``
-        is 4; eight bits are never clipped
-    :param act_bits_by_pattern: (pattern, bits) pairs for linears that differ from ``act_bits``, by shell pattern of
-        their qualified name; the last match counts
-    :param qk_bits: bits of Q and K behind the rotary embedding and their rotation; None leaves them float
-    """
-
-    weight_bits: int
-    act_bits: int
-    rotation: RotationPlan | None = field(default_factory=RotationPlan)
-    seed: int = 0
-    smallest_clip_ratio: float = 0.5
-    clip_steps: int = 26
-    act_clip_ratio: float = 0.9
-    act_bits_by_pattern: tuple[tuple[str, int], ...] = ()
-    qk_bits: int | None = None
-
-    def act_bits_of(self, name: str) -> int:
-        """Activation bits of the linear called ``name``."""
-        bits = self.act_bits
-        for pattern, other in self.act_bits_by_pattern:
-            if fnmatchcase(name, pattern):
-                bits = other
-        return bits
-
-    def act_clip_ratio_of(self, bits: int) -> float:
-        """Clip ratio of activations with ``bits``."""
-        return self.act_clip_ratio if bits == 4 else 1.0
-
-
-@dataclass(frozen=True)
-class W4A4(Recipe):
-    """Four-bit weights, four-bit activations."""
-
-    weight_bits: int = 4
-    act_bits: int = 4
-
-
-@dataclass(frozen=True)
-class W4A8(Recipe):
-    """Four-bit weights, eight-bit activations."""
-
-    weight_bits: int = 4
-    act_bits: int = 8
-
-
-@dataclass(frozen=True)
-class W8A8(Recipe):
-    """Eight-bit weights, eight-bit activations."""
-
-    weight_bits: int = 8
-    act_bits: int = 8
-
-
-RECIPES: dict[str, Recipe] = {"w4a4": W4A4(), "w4a8": W4A8(), "w8a8": W8A8()}
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """What :func:`quantize_` did.
-
-    :param replaced: qualified name of each replaced linear, and its bits such as 'W4A4'
-    :param float_reasons: name of each part that stayed float, and why
-    :param weight_bytes: packed weights, scales and biases of the replaced linears: what a checkpoint holds
-    :param prepared_bytes: the engine's form of the same weights, in memory beside the packed one
-    :param float32_bytes: the same linears in float32
-    """
-
-    replaced: dict[str, str]
-    float_reasons: dict[str, str]
-    weight_bytes: int
-    prepared_bytes: int
-    float32_bytes: int
-
-    @property
-    def ratio(self) -> float:
-        """Stored bytes over float32 bytes."""
-        return self.weight_bytes / self.float32_bytes
-
-
 @torch.no_grad()
-def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu") -> QuantizationReport:
-    """Rotate a float model and replace its linears by integer ones, in place.
+def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu",
+              calibration: Calibration = ()) -> QuantizationReport:
+    """Rotate or smooth a float model and replace its linears by integer ones, in place.
 
     :param model: float32 or float64, as its checkpoint gives it
     :param recipe: how
     :param engine: what multiplies the integers, by name
-    :raises ConfigError: for an unknown engine, bits other than 4 and 8, a pattern that matches nothing, a size that
-        cannot be rotated, or a model that is quantized already; nothing has been changed then
+    :param calibration: observations of this model object, for recipes that need some
+    :raises ConfigError: for an unknown engine, a recipe that does not fit (see
+        :func:`~sqap_vla_ros.quantization.recipe.check_recipe`), a calibration that is missing or is another model's, a
+        size that cannot be rotated, or a model that is quantized already; nothing has been changed then. Inputs that
+        GPTQ cannot use (see :func:`~sqap_vla_ros.quantization.gptq.factorize`) are found on the way: the model is half
+        quantized then, and its checkpoint has to be loaded again
     """
     chosen = get_engine(engine)
     linears = model.quantizable_linears()
-    _check(recipe, linears)
-    sites = model.rotation_sites()
-    if recipe.rotation is not None:
-        rotates_queries_keys = recipe.rotation.queries_keys and recipe.qk_bits is not None
-        rotate_(sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
-    quantized: dict[nn.Module, QuantLinear] = {}
-    for name, linear in linears.items():
-        bits = recipe.act_bits_of(name)
-        quantized[linear] = QuantLinear.from_linear(
-            linear, weight_bits=recipe.weight_bits, act_bits=bits, act_clip_ratio=recipe.act_clip_ratio_of(bits),
-            smallest_clip_ratio=recipe.smallest_clip_ratio, clip_steps=recipe.clip_steps, engine=chosen)
-        model.set_submodule(name, quantized[linear])
-    _share_rounding_(model, sites, quantized)
-    if recipe.qk_bits is not None:
-        for attention in sites.attentions:
-            attention.qk_online = nn.Sequential(attention.qk_online, RoundedQueries(recipe.qk_bits))
-    return QuantizationReport(
-        replaced={name: f"W{quantized[linear].weight_bits}A{quantized[linear].act_bits}"
-                  for name, linear in linears.items()},
-        float_reasons=dict(model.float_reasons()),
-        weight_bytes=sum(new.stored_bytes for new in quantized.values()),
-        prepared_bytes=sum(new.prepared_bytes for new in quantized.values()),
-        float32_bytes=sum(4 * sum(parameter.numel() for parameter in linear.parameters()) for linear in quantized))
+    check_recipe(recipe, linears)
+    if recipe.needs_calibration and not calibration:
+        need = "rounding 'gptq'" if recipe.rounding == "gptq" else f"smoothing {recipe.smoothing}"
+        raise ConfigError(f"the recipe's {need} needs a calibration, and none was given; give some observations of the "
+                          "model, or take a recipe that needs none")
+    rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
+    work = _Work(model, recipe, chosen)
+    blocks = model.blocks() if recipe.rounding == "gptq" else []
+    if recipe.rounding == "gptq" and not blocks:
+        raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
+    if blocks:
+        catch_calls(blocks[0], calibration)  # an observation that fails does so before anything changes
+    work.transform_(rounded, calibration)
+    calls = catch_calls(blocks[0], calibration) if blocks else []
+    for index, block in enumerate(blocks):
+        inside = set(block.modules())
+        here = {name: rounded.pop(name) for name, linear in list(rounded.items()) if linear in inside}
+        work.replace_(here, work.factorize_inputs(block, calls, here) if here else {})
+        if index + 1 < len(blocks):
+            calls = [call.through(block) for call in calls]
+    work.replace_(rounded, {})
+    float_reasons = {name: "the recipe gives its weight 16 bits" for name in linears
+                     if recipe.weight_bits_of(name) == FLOAT_BITS}
+    return QuantizationReport({name: work.reports[name] for name in linears if name in work.reports},
+                              {**model.float_reasons(), **float_reasons})
 
 
-def _share_rounding_(model: Quantizable, sites: RotationSites, quantized: dict[nn.Module, QuantLinear]) -> None:
-    # A norm without gain rounds its output once for all its readers, when they all round alike.
-    names = {id(module): name for name, module in model.named_modules()}
-    for reader in sites.readers:
-        new = [quantized[linear] for linear in reader.linears if linear in quantized]
-        ways = {(linear.act_bits, linear.act_clip_ratio) for linear in new}
-        if len(new) == len(reader.linears) and len(ways) == 1 and torch.all(reader.norm.weight == 1):
-            model.set_submodule(names[id(reader.norm)], QuantRMSNorm(reader.norm.eps, *ways.pop()))
+class _Work:
+    """What one call of the verb carries along.
 
+    :param model: being quantized
+    :param recipe: how
+    :param engine: what multiplies the integers
+    """
 
-def _check(recipe: Recipe, linears: dict[str, nn.Linear]) -> None:
-    if not linears:
-        raise ConfigError("the model has no float linear left to quantize; load its checkpoint again to quantize it "
-                          "anew")
-    allowed = {"weight_bits": recipe.weight_bits, "act_bits": recipe.act_bits, "qk_bits": recipe.qk_bits or 8}
-    allowed |= {f"act_bits_by_pattern '{pattern}'": bits for pattern, bits in recipe.act_bits_by_pattern}
-    for name, bits in allowed.items():
-        if bits not in (4, 8):
-            raise ConfigError(f"{name} is {bits}; integer linears have 4 or 8 bits")
-    for pattern, _ in recipe.act_bits_by_pattern:
-        if not any(fnmatchcase(name, pattern) for name in linears):
-            raise ConfigError(f"act_bits_by_pattern '{pattern}' matches no linear; names look like "
-                              f"'{next(iter(linears))}'")
+    def __init__(self, model: Quantizable, recipe: Recipe, engine: Engine) -> None:
+        self.model, self.recipe, self.engine = model, recipe, engine
+        self.sites = model.rotation_sites()
+        self.reports: dict[str, LinearReport] = {}
+        self._quantized: dict[nn.Module, QuantLinear] = {}
+
+    def transform_(self, linears: Mapping[str, nn.Linear], calibration: Calibration) -> None:
+        """Smooth or rotate the model, and let its queries and keys be rounded.
+
+        :param linears: that will be rounded, by qualified name
+        :param calibration: what smoothing observes
+        """
+        recipe = self.recipe
+        if recipe.smoothing is not None:
+            readers = [reader for reader in self.sites.readers if set(linears.values()).intersection(reader.linears)]
+            names = {module: name for name, module in self.model.named_modules()}
+            smooth_(readers, observe_peaks(readers, calibration, names), recipe.smoothing)
+        if recipe.rotation is not None:
+            rotates_queries_keys = recipe.rotation.queries_keys and recipe.qk_bits is not None
+            rotate_(self.sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
+        if recipe.qk_bits is not None:
+            for attention in self.sites.attentions:
+                attention.qk_online = nn.Sequential(attention.qk_online, RoundedQueries(recipe.qk_bits))
+
+    def factorize_inputs(self, block: nn.Module, calls: list[BlockCall],
+                         linears: Mapping[str, nn.Linear]) -> dict[str, HessianFactor]:
+        """Run a float block for what GPTQ must know of its linears' inputs, by the linears' names."""
+        groups = self._group_by_input(linears)
+        hessians = []
+        for names in groups:
+            first, act_bits = linears[names[0]], self.recipe.act_bits_of(names[0])
+            hessians.append(Hessian(first.in_features, act_bits, self.recipe.act_clip_ratio_of(act_bits),
+                                    first.weight.device))
+        with observe_inputs({linears[names[0]]: hessian.add for names, hessian in zip(groups, hessians, strict=True)}):
+            for call in calls:
+                call.through(block)
+        factors = {}
+        for names in groups:
+            # Taken from the list, so that no Hessian outlives its factor.
+            factor = factorize(hessians.pop(0), ", ".join(names), damping_ratio=self.recipe.damping_ratio,
+                               order_by_activation=self.recipe.order_by_activation)
+            factors.update(dict.fromkeys(names, factor))
+        return factors
+
+    def replace_(self, linears: Mapping[str, nn.Linear], factors: Mapping[str, HessianFactor]) -> None:
+        """Put integer linears in the place of float ones.
+
+        :param linears: by qualified name
+        :param factors: of those that GPTQ rounds; the others are rounded to nearest
+        """
+        for name, linear in linears.items():
+            new = self._round(name, linear, factors.get(name))
+            self.model.set_submodule(name, new)
+            self._quantized[linear] = new
+            self.reports[name] = LinearReport(
+                width=new.width, rounding="gptq" if name in factors else "nearest", group_size=new.group_size,
+                weights=linear.weight.numel(), bits_per_weight=new.bits_per_weight, stored_bytes=new.stored_bytes,
+                prepared_bytes=new.prepared_bytes,
+                float32_bytes=4 * sum(parameter.numel() for parameter in linear.parameters()))
+        replaced = set(linears.values())
+        self._share_rounding_([reader for reader in self.sites.readers if replaced.intersection(reader.linears)])
+
+    def _round(self, name: str, linear: nn.Linear, factor: HessianFactor | None) -> QuantLinear:
+        recipe = self.recipe
+        weight_bits, act_bits = recipe.weight_bits_of(name), recipe.act_bits_of(name)
+        if factor is None:
+            codes, scale = quantize_weight(linear.weight, weight_bits, group_size=recipe.group_size,
+                                           smallest_clip_ratio=recipe.smallest_clip_ratio, steps=recipe.clip_steps)
+        else:
+            codes, scale = round_with_compensation(
+                linear.weight, factor, weight_bits, group_size=recipe.group_size,
+                smallest_clip_ratio=recipe.smallest_clip_ratio, steps=recipe.clip_steps)
+        return QuantLinear.from_codes(linear, codes, scale, weight_bits=weight_bits, act_bits=act_bits,
+                                      act_clip_ratio=recipe.act_clip_ratio_of(act_bits), engine=self.engine)
+
+    def _group_by_input(self, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
+        # Linears behind one norm read the same tokens; where they round them alike, they have one Hessian.
+        norms = {linear: reader.norm for reader in self.sites.readers for linear in reader.linears}
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, linear in linears.items():
+            groups.setdefault((id(norms.get(linear, linear)), self.recipe.act_bits_of(name)), []).append(name)
+        return list(groups.values())
+
+    def _share_rounding_(self, readers: list[Reader]) -> None:
+        # A norm without gain rounds its output once for all its readers, when they all round alike.
+        names = {id(module): name for name, module in self.model.named_modules()}
+        for reader in readers:
+            new = [self._quantized[linear] for linear in reader.linears if linear in self._quantized]
+            ways = {(linear.act_bits, linear.act_clip_ratio) for linear in new}
+            alike = len(new) == len(reader.linears) and len(ways) == 1 and new[0].act_bits != FLOAT_BITS
+            if alike and torch.all(reader.norm.weight == 1):
+                self.model.set_submodule(names[id(reader.norm)], QuantRMSNorm(reader.norm.eps, *ways.pop()))

@@ -1,5 +1,7 @@
 """A demo policy small enough to rotate and quantize in milliseconds."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,21 @@ class Tiny:
             for layer in self.model.decoder.layers:
                 layer.mlp.up_proj.weight[::96] *= factor
                 layer.mlp.down_proj.weight[:, ::96] /= factor
+
+    def calibration(self, model: DemoVla, count: int = 6) -> list[Callable[[], Tensor]]:
+        """Observations of a model with other pictures and instructions of one to three words."""
+        generator = torch.Generator().manual_seed(8)
+        dtype = model.embed_tokens.weight.dtype
+
+        def observation(pixels: Tensor, text: str) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                sequence = model.build_sequence(model.encode_images(pixels), model.tokenize(text))
+                return model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+
+            return run
+
+        return [observation(torch.randn(1, 3, 64, 64, generator=generator).to(dtype), " ".join(WORDS[:1 + index % 3]))
+                for index in range(count)]
 
     def hidden(self, model: nn.Module, prune: PruneStep | None = None) -> Tensor:
         """What the head reads, in a basis that rotations do not change."""

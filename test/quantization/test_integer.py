@@ -92,6 +92,19 @@ def test_zero_channel_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_every_group_is_rounded_as_if_it_were_alone(bits: int) -> None:
+    weight = torch.randn(6, 192) * torch.logspace(-2, 2, 192)
+    codes, scale = quantize_weight(weight, bits, group_size=64, smallest_clip_ratio=0.5, steps=26)
+    assert codes.shape == (6, 192) and scale.shape == (6, 3) and scale.dtype == torch.float32
+    for group, columns in enumerate((slice(0, 64), slice(64, 128), slice(128, 192))):
+        alone, its_scale = quantize_weight(weight[:, columns], bits, smallest_clip_ratio=0.5, steps=26)
+        assert torch.equal(codes[:, columns], alone) and torch.equal(scale[:, [group]], its_scale)
+    whole, whole_scale = quantize_weight(weight, bits, smallest_clip_ratio=0.5, steps=26)
+    restored = (codes.view(6, 3, 64) * scale[..., None]).view(6, 192)
+    assert (restored - weight)[:, :64].square().sum() < 0.05 * (whole * whole_scale - weight)[:, :64].square().sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("columns", [1, 3, 4, 7, 8, 9, 64, 257])
 def test_packing_is_undone(bits: int, columns: int) -> None:
     largest = largest_code(bits)

@@ -7,20 +7,21 @@ import torch
 from torch import nn
 
 from sqap_vla_ros.models.llama import RMSNorm
-from sqap_vla_ros.quantization.integer import quantize_tokens
+from sqap_vla_ros.quantization.integer import quantize_tokens, unpack
 from sqap_vla_ros.quantization.kernels import ENGINES, get_engine
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm
 
 WIDTHS = {"W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
+ALL_WIDTHS = {**WIDTHS, "W8A4": (8, 4), "W4A16": (4, 16), "W8A16": (8, 16)}
 
 
 def build(width: str, *, columns: int = 96, channels: int = 40, bias: bool = True, engine: str = "cpu",
-          clip_ratio: float = 1.0) -> tuple[nn.Linear, QuantLinear]:
+          clip_ratio: float = 1.0, group_size: int | None = None) -> tuple[nn.Linear, QuantLinear]:
     torch.manual_seed(1)
-    weight_bits, act_bits = WIDTHS[width]
+    weight_bits, act_bits = ALL_WIDTHS[width]
     linear = nn.Linear(columns, channels, bias=bias)
     return linear, QuantLinear.from_linear(linear, weight_bits=weight_bits, act_bits=act_bits,
-                                           act_clip_ratio=clip_ratio, engine=get_engine(engine),
+                                           act_clip_ratio=clip_ratio, engine=get_engine(engine), group_size=group_size,
                                            smallest_clip_ratio=0.5, clip_steps=26)
 
 
@@ -43,11 +44,53 @@ def test_snr_against_the_float_layer(width: str, least_db: float, sqnr_db) -> No
     assert least_db < sqnr_db(linear(x), quantized(x)) < least_db + 6.0
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_engines_agree_to_the_bit(width: str) -> None:
-    x = torch.randn(2, 33, 95)
-    outputs = [build(width, columns=95, channels=37, engine=engine)[1](x) for engine in ENGINES]
+@pytest.mark.parametrize(("columns", "group_size"), [(95, None), (128, 64), (384, 128)])
+@pytest.mark.parametrize("width", ALL_WIDTHS)
+def test_engines_agree_to_the_bit(width: str, columns: int, group_size: int | None) -> None:
+    x = torch.randn(2, 33, columns)
+    outputs = [build(width, columns=columns, channels=37, engine=engine, group_size=group_size)[1](x)
+               for engine in ENGINES]
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("width", ALL_WIDTHS)
+def test_groups_have_their_own_scales(width: str, sqnr_db) -> None:
+    linear, quantized = build(width, columns=192, group_size=64)
+    with torch.no_grad():
+        linear.weight[:, :64] *= 20.0
+        linear.weight[:, 128:] /= 20.0
+    grouped, whole = (QuantLinear.from_linear(linear, weight_bits=quantized.weight_bits, act_bits=quantized.act_bits,
+                                              engine=quantized.engine, group_size=size) for size in (64, None))
+    assert grouped.weight_scale.shape == (40, 3) and grouped.group_size == 64 and whole.group_size is None
+    assert sqnr_db(linear.weight[:, 128:], grouped.dequantize()[:, 128:]) > 18.0
+    assert sqnr_db(linear.weight[:, 128:], whole.dequantize()[:, 128:]) < 18.0
+    x = torch.randn(2, 5, 192)
+    rounded = x.double() if quantized.act_bits == 16 else quantize_tokens(x.double(), quantized.act_bits).dequantize()
+    expected = rounded @ grouped.dequantize().double().T + linear.bias
+    assert torch.allclose(grouped(x).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_groups_are_those_of_the_integers() -> None:
+    _, quantized = build("W4A4", columns=128, bias=False, group_size=64)
+    x = torch.randn(3, 128)
+    tokens = quantize_tokens(x, 4)
+    codes = unpack(quantized.weight_packed, 4, 128)
+    sums = [tokens.codes[:, part].int() @ codes[:, part].int().T for part in (slice(0, 64), slice(64, 128))]
+    expected = (sums[0] * quantized.weight_scale[:, 0] + sums[1] * quantized.weight_scale[:, 1]) * tokens.scale
+    assert torch.equal(quantized(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sixteen_activation_bits_multiply_the_floats_that_codes_stand_for(dtype: torch.dtype) -> None:
+    _, quantized = build("W4A16")
+    x = torch.randn(2, 7, 96).to(dtype)
+    out = quantized(x)
+    assert out.dtype == dtype
+    assert torch.equal(out, nn.functional.linear(x, quantized.dequantize().to(dtype), quantized.bias.to(dtype)))
+    assert {key: value.dtype for key, value in quantized.state_dict().items()} == {
+        "weight_packed": torch.int32, "weight_scale": torch.float32, "bias": torch.float32}
+    assert quantized.stored_bytes == 40 * 96 // 2 + 40 * 4 + 40 * 4 and quantized.prepared_bytes == 40 * 96 * 4
+    assert quantized.width == "W4A16"
 
 
 def test_bytes_are_counted_as_stored() -> None:
@@ -58,6 +101,12 @@ def test_bytes_are_counted_as_stored() -> None:
         "weight_packed": (256, 32), "weight_scale": (256, 1)}
     _, wide = build("W8A8", columns=256, channels=256, bias=True)
     assert wide.stored_bytes == 256 * 256 + 4 * 256 + 4 * 256
+
+
+@pytest.mark.parametrize(("group_size", "bits"), [(None, 4.125), (128, 4.25), (64, 4.5)])
+def test_bits_per_weight_count_the_scales(group_size: int | None, bits: float) -> None:
+    _, quantized = build("W4A4", columns=256, group_size=group_size)
+    assert quantized.bits_per_weight == bits
 
 
 def test_rounded_tokens_are_taken_as_they_are() -> None:
@@ -78,12 +127,13 @@ def test_norm_and_rounding_in_one_equal_both_in_turn(dtype: torch.dtype) -> None
     assert torch.allclose(rounded.scale.double(), expected.scale, rtol=1e-5)
 
 
-def test_loading_a_state_replaces_what_the_engine_multiplies() -> None:
-    _, first = build("W4A4")
+@pytest.mark.parametrize(("width", "group_size"), [("W4A4", None), ("W4A4", 64), ("W4A16", None)])
+def test_loading_a_state_replaces_what_the_engine_multiplies(width: str, group_size: int | None) -> None:
+    _, first = build(width, columns=128, group_size=group_size)
     torch.manual_seed(9)
-    other_linear = nn.Linear(96, 40)
-    second = QuantLinear.from_linear(other_linear, weight_bits=4, act_bits=4, engine=get_engine("cpu"))
-    x = torch.randn(3, 96)
+    second = QuantLinear.from_linear(nn.Linear(128, 40), weight_bits=4, act_bits=first.act_bits,
+                                     engine=get_engine("cpu"), group_size=group_size)
+    x = torch.randn(3, 128)
     assert not torch.allclose(first(x), second(x))
     nn.Sequential(first).load_state_dict(nn.Sequential(second).state_dict())
     assert torch.equal(first(x), second(x))

@@ -1,34 +1,27 @@
 """One verb quantizes a whole model and says what it did."""
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sqap_vla_ros.config import ModelKnobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.llama import PruneStep, RMSNorm
+from sqap_vla_ros.quantization.gptq import Hessian, factorize, round_with_compensation
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
+from sqap_vla_ros.quantization.integer import unpack
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
-from sqap_vla_ros.quantization.quantize import RECIPES, W4A4, W4A8, W8A8, Recipe, quantize_
-from sqap_vla_ros.quantization.rotation import RotationPlan
+from sqap_vla_ros.quantization.quantize import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, quantize_
+from sqap_vla_ros.quantization.report import LinearReport
+from sqap_vla_ros.quantization.rotation import RotationPlan, rotate_
 
 
 def snr(tiny: Any, recipe: Recipe, sqnr_db: Any, engine: str = "cpu") -> float:
     model = copy.deepcopy(tiny.model)
-    quantize_(model, recipe, engine=engine)
+    quantize_(model, recipe, engine=engine, calibration=tiny.calibration(model) if recipe.needs_calibration else ())
     return sqnr_db(tiny.hidden(tiny.model), tiny.hidden(model))
-
-
-def test_recipes_carry_the_names_of_the_knob() -> None:
-    recipe_knob = next(entry for entry in dataclasses.fields(ModelKnobs) if entry.name == "recipe").metadata["knob"]
-    assert {"float", *RECIPES} == set(recipe_knob.choices)
-    assert RECIPES["w4a4"] == W4A4() and RECIPES["w8a8"].weight_bits == 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        RECIPES["w4a4"].weight_bits = 8  # type: ignore[misc]
 
 
 def test_every_linear_of_the_decoder_is_replaced_and_reported(tiny) -> None:
@@ -56,11 +49,36 @@ def test_bytes_are_those_of_the_stored_tensors(build_tiny, recipe: Recipe, ratio
     assert report.ratio == report.weight_bytes / report.float32_bytes < ratio
 
 
-def test_engines_give_the_same_output_to_the_bit(tiny) -> None:
-    other = copy.deepcopy(tiny.model)
-    quantize_(tiny.model, W4A4(), engine="cpu")
-    quantize_(other, W4A4(), engine="reference")
-    assert torch.equal(tiny.hidden(tiny.model), tiny.hidden(other))
+def test_report_tells_what_every_linear_became(build_tiny) -> None:
+    tiny = build_tiny(hidden=128, intermediate=192, heads=4, kv_heads=2)
+    recipe = W4A8(group_size=64, weight_bits_by_pattern=(("*.o_proj", 8), ("*.1.mlp.down_proj", 16)))
+    report = quantize_(tiny.model, recipe)
+    modules = dict(tiny.model.named_modules())
+    assert type(modules["decoder.layers.1.mlp.down_proj"]) is nn.Linear
+    assert report.float_reasons == {**tiny.model.float_reasons(),
+                                    "decoder.layers.1.mlp.down_proj": "the recipe gives its weight 16 bits"}
+    assert len(report.linears) == 13 and "decoder.layers.1.mlp.down_proj" not in report.linears
+    assert report.linears["decoder.layers.0.mlp.down_proj"] == LinearReport(
+        width="W4A8", rounding="nearest", group_size=64, weights=128 * 192, bits_per_weight=4.5,
+        stored_bytes=128 * 192 // 2 + 128 * 3 * 4, prepared_bytes=128 * 192, float32_bytes=4 * 128 * 192)
+    outputs = report.linears["decoder.layers.1.self_attn.o_proj"]
+    assert (outputs.width, outputs.bits_per_weight, outputs.stored_bytes) == ("W8A8", 8.5, 128 * 128 + 128 * 2 * 4)
+    fours, eights = 2 * (2 * 128 * 64 + 128 * 128 + 2 * 128 * 192) + 128 * 192, 2 * 128 * 128
+    assert report.bits_per_weight == pytest.approx((4.5 * fours + 8.5 * eights) / (fours + eights), rel=1e-12)
+    assert report.weight_bytes == round(report.bits_per_weight * (fours + eights) / 8)
+
+
+@pytest.mark.parametrize("recipe", [
+    W4A4(), W8A8(qk_bits=8), W4A4(group_size=64), W4A8(group_size=128, weight_bits_by_pattern=(("*.o_proj", 8),)),
+    WeightOnly4(group_size=64), W4A4(rounding="gptq"), W8A8(rotation=None, smoothing=0.5)])
+def test_engines_give_the_same_output_to_the_bit(build_tiny, recipe: Recipe) -> None:
+    tiny = build_tiny(hidden=128, intermediate=384)
+    outputs = []
+    for engine in ("cpu", "reference"):
+        model = copy.deepcopy(tiny.model)
+        quantize_(model, recipe, engine=engine, calibration=tiny.calibration(model, 3))
+        outputs.append(tiny.hidden(model))
+    assert torch.equal(*outputs)
 
 
 def test_more_bits_are_closer(tiny, sqnr_db) -> None:
@@ -79,6 +97,63 @@ def test_rotation_recovers_what_outliers_cost(build_tiny, sqnr_db) -> None:
     plain, rotated = (snr(tiny, W4A4(rotation=rotation), sqnr_db) for rotation in (None, RotationPlan()))
     assert plain < even - 8.0
     assert rotated > plain + 8.0
+
+
+def test_smoothing_recovers_some_of_what_outliers_cost(tiny, sqnr_db) -> None:
+    tiny.add_outliers(30.0)
+    for plain, smooth in ((W4A4(rotation=None), W4A4(rotation=None, smoothing=0.5)),
+                          (W8A8(rotation=None), W8A8(rotation=None, smoothing=0.5))):
+        assert snr(tiny, smooth, sqnr_db) > snr(tiny, plain, sqnr_db) + 2.0
+
+
+def test_groups_and_compensation_are_closer(build_tiny, sqnr_db) -> None:
+    tiny = build_tiny(hidden=128, intermediate=384)
+    nearest, groups, compensated = (snr(tiny, recipe, sqnr_db) for recipe in (
+        WeightOnly4(), WeightOnly4(group_size=64), WeightOnly4(rounding="gptq")))
+    assert groups > nearest + 1.5
+    assert compensated > nearest + 10.0
+    assert snr(tiny, W4A4(rounding="gptq"), sqnr_db) > snr(tiny, W4A4(), sqnr_db) + 2.0
+
+
+def test_blocks_are_calibrated_on_what_quantized_ones_give(tiny) -> None:
+    rotated = copy.deepcopy(tiny.model)
+    rotate_(rotated.rotation_sites(), 0, RotationPlan(queries_keys=False))
+    quantize_(tiny.model, W4A4(rounding="gptq"), calibration=tiny.calibration(tiny.model))
+    found = tiny.model.decoder.layers[1].mlp.down_proj
+    weight = rotated.decoder.layers[1].mlp.down_proj.weight.detach().clone()
+
+    def codes(model: nn.Module) -> torch.Tensor:
+        hessian = Hessian(96, 4, 0.9, torch.device("cpu"))
+        handle = model.decoder.layers[1].mlp.down_proj.register_forward_pre_hook(
+            lambda module, args: hessian.add(args[0]))
+        for run in tiny.calibration(model):
+            run()
+        handle.remove()
+        return round_with_compensation(weight, factorize(hessian, "down_proj"), 4, smallest_clip_ratio=0.5,
+                                       steps=26)[0]
+
+    mixed = copy.deepcopy(rotated)
+    mixed.decoder.layers[0] = tiny.model.decoder.layers[0]
+    assert torch.equal(unpack(found.weight_packed, 4, 96), codes(mixed))
+    assert not torch.equal(unpack(found.weight_packed, 4, 96), codes(rotated))
+
+
+def test_compensation_is_only_within_blocks(tiny) -> None:
+    linears = {**tiny.model.quantizable_linears(), "head_fc1": tiny.model.head_fc1}
+    tiny.model.quantizable_linears = lambda: linears
+    recipe = W8A8(rounding="gptq", weight_bits_by_pattern=(("*.layers.1.*", 16),))
+    report = quantize_(tiny.model, recipe, calibration=tiny.calibration(tiny.model, 2))
+    assert {name: entry.rounding for name, entry in report.linears.items()} == {
+        **{name: "gptq" for name in linears if ".layers.0." in name}, "head_fc1": "nearest"}
+    assert isinstance(tiny.model.decoder.norm, QuantRMSNorm)
+
+
+def test_sixteen_activation_bits_leave_norms_alone(tiny, sqnr_db) -> None:
+    before = tiny.hidden(tiny.model)
+    report = quantize_(tiny.model, WeightOnly4())
+    assert set(report.replaced.values()) == {"W4A16"}
+    assert all(isinstance(layer.input_layernorm, RMSNorm) for layer in tiny.model.decoder.layers)
+    assert sqnr_db(before, tiny.hidden(tiny.model)) > 12.0
 
 
 def test_sensitive_layers_may_take_eight_bit_activations(tiny, sqnr_db) -> None:
@@ -133,7 +208,7 @@ def test_rotated_keys_keep_the_scores_that_outliers_spoil(sqnr_db) -> None:
 
 def test_quantized_model_prunes(tiny) -> None:
     quantize_(tiny.model, W4A4())
-    prune = PruneStep(0, slice(1, 17), lambda scores: scores.topk(6).indices.sort().values)
+    prune = PruneStep(0, slice(1, 17), lambda scores, _: scores.topk(6).indices.sort().values)
     assert tiny.hidden(tiny.model, prune).shape == (1, 16 + 2 + 4 - 10, 64)
 
 
@@ -148,10 +223,10 @@ def test_seed_makes_it_repeatable(tiny) -> None:
 @pytest.mark.parametrize(("recipe", "engine", "message"), [
     (W4A4(), "gpu", "unknown engine 'gpu'"),
     (W4A4(weight_bits=3), "cpu", "weight_bits is 3"),
-    (W4A4(act_bits=16), "cpu", "act_bits is 16"),
-    (W4A4(qk_bits=2), "cpu", "qk_bits is 2"),
-    (W4A4(act_bits_by_pattern=(("*.o_proj", 5),)), "cpu", "is 5"),
     (W4A4(act_bits_by_pattern=(("*.lm_head", 8),)), "cpu", "matches no linear"),
+    (W4A4(group_size=64), "cpu", "'decoder.layers.0.mlp.down_proj' reads 96 channels"),
+    (RECIPES["w4a4-gptq"], "cpu", "rounding 'gptq' needs a calibration"),
+    (RECIPES["smoothquant-w8a8"], "cpu", "smoothing 0.5 needs a calibration"),
     (W4A4(rotation=RotationPlan(stream_block=24)), "cpu", "blocks of 24"),
 ])
 def test_wrong_recipe_leaves_the_model_whole(tiny, recipe: Recipe, engine: str, message: str) -> None:
@@ -159,6 +234,20 @@ def test_wrong_recipe_leaves_the_model_whole(tiny, recipe: Recipe, engine: str, 
     with pytest.raises(ConfigError, match=message):
         quantize_(tiny.model, recipe, engine=engine)
     assert torch.equal(tiny.hidden(tiny.model), before)
+
+
+@pytest.mark.parametrize("name", ["w4a4-gptq", "smoothquant-w4a4"])
+def test_calibration_of_another_model_leaves_the_model_whole(tiny, build_tiny, name: str) -> None:
+    before, other = tiny.hidden(tiny.model), build_tiny()
+    with pytest.raises(ConfigError, match="of the calibration"):
+        quantize_(tiny.model, RECIPES[name], calibration=other.calibration(other.model, 2))
+    assert torch.equal(tiny.hidden(tiny.model), before)
+
+
+def test_compensation_needs_blocks(tiny) -> None:
+    tiny.model.blocks = list
+    with pytest.raises(ConfigError, match="names no blocks"):
+        quantize_(tiny.model, RECIPES["w4a4-gptq"], calibration=tiny.calibration(tiny.model, 1))
 
 
 def test_quantizing_twice_is_refused(tiny) -> None:

@@ -1,0 +1,190 @@
+"""Recipes as frozen types: what quantization does to a model, apart from any model.
+
+``RECIPES`` are those that have a name; any other is a type with other fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.quantization.integer import FLOAT_BITS
+from sqap_vla_ros.quantization.rotation import RotationPlan
+
+ROUNDINGS = ("nearest", "gptq")
+GROUP_SIZES = (None, 64, 128)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized: symmetric codes, weights with fixed scales, activations with one scale per token.
+
+    One prefill keeps no cache, so keys and values need no few bits; Q and K may be rounded all the same, to see what
+    that does to the attention that pruning reads.
+
+    :param weight_bits: 4 or 8
+    :param act_bits: 4, 8 or 16; 16 leaves activations as they are and multiplies the floats that weight codes stand for
+    :param rotation: what is rotated first; None rounds the model as it is. Q and K are rotated only where
+        ``qk_bits`` rounds them: for float ones it would cost time and change nothing
+    :param smoothing: SmoothQuant's alpha, 0 to 1, see :mod:`~sqap_vla_ros.quantization.smoothing`; None leaves the
+        channels as they are. Not together with a rotation, which folds every gain into the weights behind it and
+        so takes back whatever smoothing had moved there
+    :param rounding: of the weights. 'nearest' needs no observations; 'gptq' compensates within the decoder's blocks,
+        see :mod:`~sqap_vla_ros.quantization.gptq`, and rounds linears outside them to nearest
+    :param group_size: input columns that share a weight scale, 64 or 128; None is one scale per output channel
+    :param damping_ratio: of GPTQ, share of the Hessian's mean diagonal that is added to its diagonal
+    :param order_by_activation: of GPTQ, whether columns with the largest inputs are rounded first
+    :param seed: decides the signs of the rotations
+    :param smallest_clip_ratio: lower end of the clip search of the weights
+    :param clip_steps: how many clip ratios the search tries
+    :param act_clip_ratio: share of a token's largest magnitude that its largest code stands for, where ``act_bits``
+        is 4; eight bits are never clipped
+    :param weight_bits_by_pattern: (pattern, bits) pairs for linears that differ from ``weight_bits``, by shell pattern
+        of their qualified name; the last match counts. 4, 8, or 16 for one that stays float
+    :param act_bits_by_pattern: the same for ``act_bits``
+    :param qk_bits: bits of Q and K behind the rotary embedding and their rotation, 4 or 8; None leaves them float
+    """
+
+    weight_bits: int
+    act_bits: int
+    rotation: RotationPlan | None = field(default_factory=RotationPlan)
+    smoothing: float | None = None
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    group_size: int | None = None
+    damping_ratio: float = 0.01
+    order_by_activation: bool = True
+    seed: int = 0
+    smallest_clip_ratio: float = 0.5
+    clip_steps: int = 26
+    act_clip_ratio: float = 0.9
+    weight_bits_by_pattern: tuple[tuple[str, int], ...] = ()
+    act_bits_by_pattern: tuple[tuple[str, int], ...] = ()
+    qk_bits: int | None = None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it must see observations."""
+        return self.rounding == "gptq" or self.smoothing is not None
+
+    def weight_bits_of(self, name: str) -> int:
+        """Weight bits of the linear called ``name``; 16 for one that stays float."""
+        return _last_match(name, self.weight_bits_by_pattern, self.weight_bits)
+
+    def act_bits_of(self, name: str) -> int:
+        """Activation bits of the linear called ``name``."""
+        return _last_match(name, self.act_bits_by_pattern, self.act_bits)
+
+    def act_clip_ratio_of(self, bits: int) -> float:
+        """Clip ratio of activations with ``bits``."""
+        return self.act_clip_ratio if bits == 4 else 1.0
+
+
+@dataclass(frozen=True)
+class W4A4(Recipe):
+    """Four-bit weights, four-bit activations."""
+
+    weight_bits: int = 4
+    act_bits: int = 4
+
+
+@dataclass(frozen=True)
+class W4A8(Recipe):
+    """Four-bit weights, eight-bit activations."""
+
+    weight_bits: int = 4
+    act_bits: int = 8
+
+
+@dataclass(frozen=True)
+class W8A8(Recipe):
+    """Eight-bit weights, eight-bit activations."""
+
+    weight_bits: int = 8
+    act_bits: int = 8
+
+
+@dataclass(frozen=True)
+class WeightOnly4(Recipe):
+    """Four-bit weights, activations as they are."""
+
+    weight_bits: int = 4
+    act_bits: int = FLOAT_BITS
+
+
+# The baselines differ from 'w4a4' in the one thing their name says; rounding, clip search and clipping are the same.
+RECIPES: dict[str, Recipe] = {
+    "w4a4": W4A4(),
+    "w4a4-gptq": W4A4(rounding="gptq"),
+    "w4a4-rtn-plain": W4A4(rotation=None),
+    "w4a8": W4A8(),
+    "w8a8": W8A8(),
+    "w4a16": WeightOnly4(),
+    "smoothquant-w8a8": W8A8(rotation=None, smoothing=0.5),
+    "smoothquant-w4a4": W4A4(rotation=None, smoothing=0.5),
+}
+
+
+def check_recipe(recipe: Recipe, linears: Mapping[str, nn.Linear]) -> None:
+    """Find out whether a recipe can be carried out on these linears.
+
+    :raises ConfigError: for a field whose value is not allowed, a pattern that matches nothing, a linear that groups do
+        not divide, or when nothing would be quantized
+    """
+    if not linears:
+        raise ConfigError("the model has no float linear left to quantize; load its checkpoint again to quantize it "
+                          "anew")
+    _check_bits(recipe)
+    _check_ways(recipe)
+    for key in ("weight_bits_by_pattern", "act_bits_by_pattern"):
+        for pattern, _ in getattr(recipe, key):
+            if not any(fnmatchcase(name, pattern) for name in linears):
+                raise ConfigError(f"{key} '{pattern}' matches no linear; names look like '{next(iter(linears))}'")
+    rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
+    if not rounded:
+        raise ConfigError("weight_bits_by_pattern gives every linear 16 bits, so nothing is quantized; run the model "
+                          "without a recipe instead")
+    for name, linear in rounded.items():
+        if recipe.group_size is not None and linear.in_features % recipe.group_size:
+            raise ConfigError(f"'{name}' reads {linear.in_features} channels, which groups of {recipe.group_size} do "
+                              "not divide; take another group_size, or None for one scale per output channel")
+
+
+def _check_bits(recipe: Recipe) -> None:
+    integer, any_width = (4, 8), (4, 8, FLOAT_BITS)
+    found = [("weight_bits", recipe.weight_bits, integer), ("act_bits", recipe.act_bits, any_width)]
+    for key in ("weight_bits_by_pattern", "act_bits_by_pattern"):
+        found += [(f"{key} '{pattern}'", bits, any_width) for pattern, bits in getattr(recipe, key)]
+    if recipe.qk_bits is not None:
+        found.append(("qk_bits", recipe.qk_bits, integer))
+    for name, bits, allowed in found:
+        if bits not in allowed:
+            raise ConfigError(f"{name} is {bits}; allowed are {', '.join(map(str, allowed))}")
+
+
+def _check_ways(recipe: Recipe) -> None:
+    if recipe.rounding not in ROUNDINGS:
+        raise ConfigError(f"rounding is '{recipe.rounding}'; known are {', '.join(ROUNDINGS)}")
+    if recipe.group_size not in GROUP_SIZES:
+        raise ConfigError(f"group_size is {recipe.group_size}; allowed are 64, 128, and None for one scale per output "
+                          "channel")
+    if not (math.isfinite(recipe.damping_ratio) and recipe.damping_ratio >= 0.0):
+        raise ConfigError(f"damping_ratio is {recipe.damping_ratio}; it is a share of 0 or more, usually 0.01")
+    if recipe.smoothing is not None and not 0.0 <= recipe.smoothing <= 1.0:
+        raise ConfigError(f"smoothing is {recipe.smoothing}; alpha is 0 to 1, usually 0.5")
+    if recipe.smoothing is not None and recipe.rotation is not None:
+        raise ConfigError("the recipe has both smoothing and rotation; a rotation folds the norms' gains into the "
+                          "weights and so undoes the smoothing. Set one of them to None")
+
+
+def _last_match(name: str, pairs: tuple[tuple[str, int], ...], otherwise: int) -> int:
+    bits = otherwise
+    for pattern, other in pairs:
+        if fnmatchcase(name, pattern):
+            bits = other
+    return bits
