@@ -37,12 +37,13 @@ class PruneStep(NamedTuple):
 
     :param layer: index of the decoder layer after which they leave
     :param visual: where the visual tokens stand in the sequence
-    :param select: (B, N) attention scores of the visual tokens to (B, K) int64 ascending indices that stay
+    :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states behind the layer,
+        to (B, K) int64 ascending indices that stay
     """
 
     layer: int
     visual: slice
-    select: Callable[[Tensor], Tensor]
+    select: Callable[[Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -184,16 +185,15 @@ class LlamaDecoder(nn.Module):
             here = prune if prune is not None and prune.layer == index else None
             x, scores = layer(x, rope, mask, None if here is None else here.visual)
             if here is not None:
-                keep = _kept_positions(here, scores, x.shape[1])
+                keep = _kept_positions(here, scores, x)
                 x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
                 positions = positions.gather(1, keep)
                 rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         return self.norm(x)
 
 
-def _kept_positions(prune: PruneStep, scores: Tensor, length: int) -> Tensor:
+def _kept_positions(prune: PruneStep, scores: Tensor, x: Tensor) -> Tensor:
     # Everything outside the visual tokens stays, in order: (B, S') indices into the sequence.
-    kept = prune.select(scores)
-    batch = kept.shape[0]
-    every = torch.arange(length, device=kept.device).expand(batch, -1)
+    kept = prune.select(scores, x[:, prune.visual])
+    every = torch.arange(x.shape[1], device=kept.device).expand(kept.shape[0], -1)
     return torch.cat((every[:, :prune.visual.start], kept + prune.visual.start, every[:, prune.visual.stop:]), dim=1)

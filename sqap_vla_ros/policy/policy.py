@@ -47,7 +47,7 @@ def build_policy(config: Config) -> Policy:
     torch.set_num_threads(config.model.threads)
     model = load_model(config.model.checkpoint)
     _check_model(model)
-    pruner = None if config.prune.rule == "none" else Pruner(config.prune, model.grid, device)
+    pruner = None if config.prune.rule == "none" else Pruner(config.prune, (model.grid,), device)
     if pruner is not None:
         pruner.check_depth(model.decoder.config.num_hidden_layers)
     report = None
@@ -92,13 +92,14 @@ class Policy:
                                                               self.model.image_spec.size)
         robot_mask = None if protected is None else torch.from_numpy(protected).to(self.device)
         pixels = pixels.to(self.device)
+        draw = 0 if self.pruner is None else self.pruner.draw((rgb,))
         watch.end("preprocess")
-        actions, tokens = self._run(pixels, ids, robot_mask, watch)
+        actions, tokens = self._run(pixels, ids, robot_mask, draw, watch)
         steps = unnormalize_actions(actions[0].double().cpu().numpy(), self.model.action_spec)
         check_finite("the predicted action", steps)
         watch.end("head")
         period_ns = round(self.config.control.step_period_s * 1e9)
-        return Inference(ActionChunk(observation.stamp_ns, period_ns, steps), StageTimes(watch.milliseconds), (tokens,))
+        return Inference(ActionChunk(observation.stamp_ns, period_ns, steps), StageTimes(watch.milliseconds), tokens)
 
     def check_instruction(self, text: str) -> None:
         """Tell whether an instruction can be followed, without a picture.
@@ -128,7 +129,7 @@ class Policy:
         robot_mask[0] = True
         expected = (1, self.model.action_spec.chunk_steps, len(self.model.action_spec.low))
         for mask in (None, robot_mask) * WARM_UP_RUNS:
-            actions, _ = self._run(pixels.to(self.device), WARM_UP_IDS, mask, _StageWatch(self.device))
+            actions, _ = self._run(pixels.to(self.device), WARM_UP_IDS, mask, 0, _StageWatch(self.device))
             if actions.shape != expected:
                 raise InferenceError(f"the model gave actions of shape {tuple(actions.shape)}; its specification says "
                                      f"{expected}")
@@ -154,22 +155,22 @@ class Policy:
             raise InputError(f"the instruction has {len(text)} characters; {limit} are allowed")
         return self.model.tokenize(text)
 
-    def _run(self, pixels: Tensor, ids: list[int], robot_mask: Tensor | None,
-             watch: _StageWatch) -> tuple[Tensor, TokenUse]:
+    def _run(self, pixels: Tensor, ids: list[int], robot_mask: Tensor | None, draw: int,
+             watch: _StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
         # (1, 3 * towers, H, W) to (1, T, D) normalised actions, on the device.
         visual = self.model.encode_images(pixels)
         watch.end("vision")
         sequence = self.model.build_sequence(visual, ids)
-        tokens = _every_token(self.model.grid)
+        tokens: tuple[TokenUse, ...] = (_every_token(self.model.grid),)
         prune = None
         if self.pruner is not None:
             pruner = self.pruner
 
-            def select(scores: Tensor) -> Tensor:
+            def select(scores: Tensor, hidden: Tensor) -> Tensor:
                 nonlocal tokens
-                selection = pruner.select(scores, robot_mask)
-                tokens = selection.token_use(self.model.grid)
-                return selection.kept[None]
+                selections = pruner.select(scores, hidden, (robot_mask,), draw)
+                tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
+                return pruner.positions(selections)
 
             prune = PruneStep(pruner.layer, sequence.visual, select)
         hidden = self.model.decoder(sequence.embeddings, sequence.positions, prune=prune)

@@ -1,39 +1,51 @@
 """Drops visual tokens at one decoder layer, always to exactly K.
 
-The rules are those of SQAP-VLA (arXiv 2509.09090), which publishes neither the layer, nor the share chosen by
-attention, nor the radius of the protected ring: the values here are our own choice, and all are knobs.
+SQAP-VLA (arXiv 2509.09090) publishes neither the layer, nor the share chosen by attention, nor the radius of the
+protected ring: the values here are our own choice, and all are knobs.
+
+Of several pictures each keeps the share it would keep alone, by itself. Attention favours what stands later in the
+sequence (Endo et al., arXiv 2412.13180), so in one common choice the last camera would crowd out the others, and so
+would the gripper that fills a wrist camera's picture. It also leaves K of each camera, not only their sum, the same
+for every observation.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from sqap_vla_ros.config import PruneKnobs
-from sqap_vla_ros.data import TokenRule
 from sqap_vla_ros.errors import ConfigError, InferenceError
-from sqap_vla_ros.pruning.selection import PatchDistances, Selection, select_tokens
+from sqap_vla_ros.pruning.coverage import TokenDistances
+from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, keep_all, scatter_bits
 
 
 class Pruner:
-    """Chooses the visual tokens of one image that stay.
+    """Chooses the visual tokens that stay.
 
-    :param knobs: rule, ratio and layer
-    :param grid: rows and columns of the token grid
-    :param device: where scores and masks are
+    :param knobs: rule, ratio, layer and what the rules need
+    :param grids: rows and columns of each picture's token grid; the tokens of a picture follow those of the one before
+    :param device: where scores, hidden states and masks are
+    :param fixed_shape: whether no shape may depend on the data, as a CUDA graph needs; None for that on a GPU, and for
+        the quicker form on the CPU. The choice is the same
     """
 
-    def __init__(self, knobs: PruneKnobs, grid: tuple[int, int], device: torch.device | str = "cpu") -> None:
-        self.grid = grid
+    def __init__(self, knobs: PruneKnobs, grids: Sequence[tuple[int, int]], device: torch.device | str = "cpu", *,
+                 fixed_shape: bool | None = None) -> None:
+        self.knobs = knobs
         self.layer = knobs.layer
-        self.total_count = grid[0] * grid[1]
-        dropped_ratio = 0.0 if knobs.rule == "none" else knobs.pruned_ratio
-        self.kept_count = max(1, round(self.total_count * (1.0 - dropped_ratio)))
-        self._attention_count = round(self.kept_count * knobs.attention_ratio)
-        self._distances = PatchDistances.of_grid(grid, device)
-        self._everything = Selection(
-            torch.arange(self.total_count, device=device),
-            torch.full((self.total_count,), int(TokenRule.UNPRUNED), dtype=torch.int8, device=device))
+        self.grids = tuple(grids)
+        self._fixed_shape = torch.device(device).type != "cpu" if fixed_shape is None else fixed_shape
+        self._totals = [rows * columns for rows, columns in self.grids]
+        kept_ratio = 1.0 if knobs.rule == "none" else 1.0 - knobs.pruned_ratio
+        self._kept = [max(1, round(total * kept_ratio)) for total in self._totals]
+        self.total_count, self.kept_count = sum(self._totals), sum(self._kept)
+        self._patches = [TokenDistances.of_grid(grid, device) for grid in self.grids]
+        self._nobody = [torch.zeros(total, dtype=torch.bool, device=device) for total in self._totals]
 
     def check_depth(self, layer_count: int) -> None:
         """Refuse a layer that the decoder does not have, where nothing would ever be dropped.
@@ -45,17 +57,62 @@ class Pruner:
             raise ConfigError(f"prune.layer is {self.layer} and the decoder has {layer_count} layers; give 0 to "
                               f"{layer_count - 1}, or prune.rule 'none'")
 
-    def select(self, scores: Tensor, robot_mask: Tensor | None) -> Selection:
+    def draw(self, pictures: Sequence[np.ndarray]) -> int:
+        """The number from which rule 'random' chooses: a checksum of the pictures and ``prune.seed``, nothing else.
+
+        A picture gets the same tokens whenever it is seen, on every machine and under every quantization, so runs
+        repeat whatever ran before them.
+
+        :param pictures: as they came from the cameras
+        :return: 0 to 2**32 - 1; 0 for other rules, which need none
+        """
+        if self.knobs.rule != "random":
+            return 0
+        checksum = 0
+        for picture in pictures:
+            checksum = zlib.crc32(np.ascontiguousarray(picture), checksum)
+        return checksum ^ scatter_bits(self.knobs.seed)
+
+    def select(self, scores: Tensor, hidden: Tensor, robot_masks: Sequence[Tensor | None],
+               draw: int | Tensor = 0) -> tuple[Selection, ...]:
         """Choose exactly ``kept_count`` tokens; with K = N all of them, in order.
 
-        :param scores: (1, N) attention that the last token gives to each visual token
-        :param robot_mask: (N,) bool, tokens that show the robot, or None when that is not known
-        :raises InferenceError: when scores or mask are not of the grid
+        :param scores: (1, N) attention that the last token gives to each visual token of all pictures
+        :param hidden: (1, N, C) hidden states of the visual tokens behind ``layer``
+        :param robot_masks: for each picture (n,) bool, tokens that show the robot, or None when that is not known
+        :param draw: as :meth:`draw` gives it, or the same as a () int64 tensor
+        :return: one entry per picture
+        :raises InferenceError: when scores, hidden states or masks are not of the grids
         """
-        for name, tensor in (("scores", scores), ("robot mask", robot_mask)):
-            if tensor is not None and tensor.numel() != self.total_count:
-                raise InferenceError(f"the {name} has shape {tuple(tensor.shape)} for a grid of {self.grid[0]} x "
-                                     f"{self.grid[1]} tokens")
-        if self.kept_count == self.total_count:
-            return self._everything
-        return select_tokens(scores[0], robot_mask, self._distances, self.kept_count, self._attention_count)
+        self._check_shapes(scores, hidden, robot_masks)
+        selections = []
+        parts = zip(scores[0].detach().split(self._totals), hidden[0].detach().split(self._totals), robot_masks,
+                    strict=True)
+        for index, (part, features, mask) in enumerate(parts):
+            kept_count = self._kept[index]
+            rule = RULES[self.knobs.rule] if kept_count < self._totals[index] else keep_all
+            selections.append(rule(Candidates(
+                part, features, self._nobody[index] if mask is None else mask, self._patches[index], kept_count,
+                round(kept_count * self.knobs.attention_ratio), self.knobs.coverage_space, self.knobs.seed,
+                draw ^ scatter_bits(index), self._fixed_shape)))
+        return tuple(selections)
+
+    def positions(self, selections: Sequence[Selection]) -> Tensor:
+        """Where the chosen tokens stand among all visual tokens: (1, K) int64, ascending.
+
+        :param selections: one per picture, of :meth:`select`
+        """
+        offsets = [sum(self._totals[:index]) for index in range(len(self._totals))]
+        return torch.cat([selection.kept + offset for selection, offset in zip(selections, offsets, strict=True)])[None]
+
+    def _check_shapes(self, scores: Tensor, hidden: Tensor, robot_masks: Sequence[Tensor | None]) -> None:
+        grids = " and ".join(f"{rows} x {columns}" for rows, columns in self.grids)
+        if len(robot_masks) != len(self.grids):
+            raise InferenceError(f"{len(robot_masks)} robot masks came for {len(self.grids)} pictures; give one of "
+                                 "each, None where the robot's place is not known")
+        for name, shape in (("scores", scores.shape), ("hidden states", hidden.shape[:2])):
+            if shape != (1, self.total_count):
+                raise InferenceError(f"the {name} have shape {tuple(shape)} for a grid of {grids} tokens")
+        for mask, total in zip(robot_masks, self._totals, strict=True):
+            if mask is not None and mask.shape != (total,):
+                raise InferenceError(f"a robot mask has shape {tuple(mask.shape)} for a grid of {grids} tokens")

@@ -40,9 +40,9 @@ def keep_of(count, seed=2):
 
 
 def prune_at(layer, kept, seen=None):
-    def select(scores):
+    def select(scores, hidden):
         if seen is not None:
-            seen.append(scores)
+            seen.append((scores, hidden))
         return kept.expand(scores.shape[0], -1)
     return PruneStep(layer, VISUAL, select)
 
@@ -60,15 +60,21 @@ def test_hidden_states_equal_those_of_transformers(kv_heads):
     torch.testing.assert_close(decoder(x, shifted), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_scores_are_the_last_tokens_attention():
+def test_selection_sees_the_last_tokens_attention_and_the_hidden_states_behind_the_layer():
     decoder = make_decoder()
     x, positions = make_input()
-    attentions = make_reference(decoder)(inputs_embeds=x, position_ids=positions, output_attentions=True).attentions
+    expected = make_reference(decoder)(inputs_embeds=x, position_ids=positions, output_attentions=True,
+                                       output_hidden_states=True)
     for layer in range(4):
         seen = []
         decoder(x, positions, prune=prune_at(layer, keep_of(5), seen))
-        assert len(seen) == 1 and seen[0].dtype == torch.float32
-        torch.testing.assert_close(seen[0], attentions[layer][:, :, -1, VISUAL].mean(dim=1), atol=1e-6, rtol=1e-5)
+        ((scores, hidden),) = seen
+        assert scores.dtype == torch.float32
+        attention = expected.attentions[layer][:, :, -1, VISUAL].mean(dim=1)
+        torch.testing.assert_close(scores, attention, atol=1e-6, rtol=1e-5)
+        # The reference's last hidden states are those behind the final norm.
+        behind = hidden if layer < 3 else decoder.norm(hidden)
+        torch.testing.assert_close(behind, expected.hidden_states[layer + 1][:, VISUAL], atol=1e-5, rtol=1e-5)
 
 
 def test_an_explicit_causal_mask_changes_nothing():
@@ -133,7 +139,7 @@ def test_each_of_a_batch_keeps_its_own():
     decoder = make_decoder()
     x, positions = make_input()
     choices = torch.stack((keep_of(9, seed=5), keep_of(9, seed=6)))
-    both = decoder(x, positions, prune=PruneStep(1, VISUAL, lambda scores: choices))
+    both = decoder(x, positions, prune=PruneStep(1, VISUAL, lambda scores, hidden: choices))
     for index in range(2):
         alone = decoder(x[index:index + 1], positions[:1], prune=prune_at(1, choices[index]))
         torch.testing.assert_close(both[index:index + 1], alone, atol=1e-5, rtol=1e-5)
