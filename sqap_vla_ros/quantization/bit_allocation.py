@@ -73,8 +73,9 @@ def estimate_sensitivity(linears: Mapping[str, nn.Linear], calibration: Calibrat
     an unbiased estimate of it, drawn anew for each observation. What has no derivative, such as the choice of tokens
     that pruning makes, is not seen.
 
-    Beside the model and one observation's graph it holds 3 bytes for each weight and 5 numbers for each output of a
-    linear.
+    What a few observations do not need others may: for the same number of backward passes, many observations with one
+    or two projections each tell more than a few with the exact Jacobian. Beside the model and one observation's graph
+    it holds 3 bytes for each weight and 5 numbers for each output of a linear.
 
     :param linears: of a float model in eval mode, by name; nothing about them is changed
     :param calibration: observations; their actions must be differentiable
@@ -146,7 +147,7 @@ def refine_sensitivity(sensitivity: Sensitivity, linears: Mapping[str, nn.Linear
     return Sensitivity(errors, measured, sensitivity.columns)
 
 
-def allocate_bits(sensitivity: Sensitivity, mean_bits: float, *, prune_threshold: float = 1e-5) -> BitAllocation:
+def allocate_bits(sensitivity: Sensitivity, mean_bits: float, *, prune_threshold: float = 1e-9) -> BitAllocation:
     """Demote channels from 16 bits, always where the error grows least for each bit saved, until the mean is reached.
 
     A step that saves b bits in a channel of K weights saves b x K. Where a channel's error does not grow ever faster
@@ -154,6 +155,9 @@ def allocate_bits(sensitivity: Sensitivity, mean_bits: float, *, prune_threshold
     width. On the hull a channel's steps only become more expensive; hence to walk all steps in order is to pop the
     cheapest from a heap, and the result is the least summed error at the mean it reaches (Shoham and Gersho, IEEE
     Trans. ASSP 36(9), 1988). Of equally expensive steps the first linear's first channel goes first.
+
+    Sensitivities are added up as if errors were independent. Those of rounding nearly are; those of pruned channels
+    are not, since all of what they gave is missing at once, and therefore pruning has a threshold of its own.
 
     :param sensitivity: what rounding costs
     :param mean_bits: not to be exceeded by the mean over all weights, above 0, at most 16

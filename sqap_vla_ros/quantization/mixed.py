@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.quantization.integer import QuantizedTokens, pack, quantize_tokens, quantize_weight, unpack
+from sqap_vla_ros.quantization.integer import (
+    FLOAT_BITS,
+    QuantizedTokens,
+    pack,
+    quantize_tokens,
+    quantize_weight,
+    unpack,
+)
 from sqap_vla_ros.quantization.kernels.engine import Engine
 
 WIDTHS = (0, 2, 4, 8, 16)
@@ -97,7 +104,7 @@ class MixedLinear(nn.Module):
                  wide: Tensor | None, bias: Tensor | None, *, columns: int, act_bits: int, act_clip_ratio: float,
                  engine: Engine) -> None:
         super().__init__()
-        if act_bits not in (4, 8, 16):
+        if act_bits not in (4, 8, FLOAT_BITS):
             raise ConfigError(f"act_bits is {act_bits}; rows of mixed widths take activations of 4, 8 or 16 bits")
         self.in_features, self.out_features = columns, row_bits.shape[0]
         self.act_bits, self.act_clip_ratio = act_bits, act_clip_ratio
@@ -170,11 +177,13 @@ class MixedLinear(nn.Module):
         self.prepared = None
         if packed:
             codes = torch.cat([unpack(words, bits, self.in_features) for bits, words in packed.items()])
-            self.prepared = codes if self.act_bits == 16 else self.engine.prepare(pack(codes, 8), 8, self.in_features)
+            if self.act_bits != FLOAT_BITS:
+                codes = self.engine.prepare(pack(codes, 8), 8, self.in_features)
+            self.prepared = codes
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(..., K) to (..., N)."""
-        if self.act_bits == 16:
+        if self.act_bits == FLOAT_BITS:
             out = self._multiply_values(x.dequantize() if isinstance(x, QuantizedTokens) else x)
         else:
             out = self._multiply_tokens(x if isinstance(x, QuantizedTokens)
@@ -222,9 +231,9 @@ class MixedLinear(nn.Module):
         return torch.cat(parts).index_select(0, self.places)
 
     @property
-    def bits_per_weight(self) -> float:
-        """Mean width of the weights, scales not counted."""
-        return float(self.row_bits.double().mean())
+    def width(self) -> str:
+        """Mean bits of a row, and bits of activations, such as 'W3.97A8'."""
+        return f"W{float(self.row_bits.double().mean()):.2f}A{self.act_bits}"
 
     @property
     def stored_bytes(self) -> int:
@@ -233,14 +242,19 @@ class MixedLinear(nn.Module):
         return sum(tensor.nbytes for tensor in stored if tensor is not None)
 
     @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of rows, scales and widths over the number of weights."""
+        rest = 0 if self.bias is None else self.bias.nbytes
+        return 8 * (self.stored_bytes - rest) / (self.in_features * self.out_features)
+
+    @property
     def prepared_bytes(self) -> int:
         """Bytes that exist beside the stored ones while the layer runs."""
         return self.places.nbytes + (0 if self.prepared is None else self.prepared.nbytes)
 
     def extra_repr(self) -> str:
         """For ``print``."""
-        return (f"{self.in_features}, {self.out_features}, W{self.bits_per_weight:.2f}A{self.act_bits}, "
-                f"engine={self.engine.name}")
+        return f"{self.in_features}, {self.out_features}, {self.width}, engine={self.engine.name}"
 
     def _packed(self) -> dict[int, Tensor]:
         buffers = {bits: getattr(self, f"packed_{bits}") for bits in INTEGER_WIDTHS}

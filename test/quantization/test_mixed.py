@@ -147,7 +147,8 @@ def test_bytes_are_those_of_each_width() -> None:
     assert mixed.stored_bytes == rows + 4 * (5 + 7 + 11) + 28 + 4 * 28  # scales, widths, bias
     assert mixed.stored_bytes == sum(tensor.nbytes for tensor in mixed.state_dict().values())
     assert mixed.prepared_bytes == (5 + 7 + 11) * COLUMNS + 4 * 28
-    assert mixed.bits_per_weight == (5 * 2 + 7 * 4 + 11 * 8 + 2 * 16) / 28
+    assert mixed.bits_per_weight == 8 * (rows + 4 * (5 + 7 + 11) + 28) / (28 * COLUMNS)
+    assert mixed.width == f"W{(5 * 2 + 7 * 4 + 11 * 8 + 2 * 16) / 28:.2f}A4" == "W5.64A4"
     _, pruned = build(torch.zeros(28, dtype=torch.int64), 4, bias=False)
     assert set(pruned.state_dict()) == {"row_bits"} and pruned.stored_bytes == 28
 
