@@ -6,21 +6,25 @@ would reappear inside the picture, so they count as not projectable, like points
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.geometry.image_map import crop_map, scale_map
 
 # Allowed numbers of coefficients: sensor_msgs/CameraInfo and the models of REP-104; '' is an ideal pinhole.
 COEFFICIENT_COUNTS = {"": (0,), "plumb_bob": (0, 4, 5), "rational_polynomial": (0, 8), "equidistant": (4,)}
-SILHOUETTE_SAMPLES = 32
+# Largest tangent of the angle from the axis: at 0.06 degrees from the camera's own plane a pinhole's view ends.
+PINHOLE_LIMIT = 1e3
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
     """A calibrated camera; the optical frame has z forward, x right, y down (REP-103).
+
+    The picture is the raw one, so the calibration is K and D; for a rectified picture see :meth:`rectified`, for one
+    that is cut out or binned on the sensor :meth:`windowed`.
 
     :param matrix: (3, 3) float64 K of the picture in use, px
     :param distortion: coefficients in OpenCV's order: plumb_bob k1 k2 p1 p2 k3, rational_polynomial
@@ -28,6 +32,8 @@ class Camera:
     :param model: one of ``COEFFICIENT_COUNTS``
     :param width: picture width, px
     :param height: picture height, px
+    :param shift_m: (3,) added to every point: where the origin of the points' frame is in the camera's own
+    :param field_rad: largest angle from the optical axis at which the distortion still grows, below pi/2, rad
     :raises InputError: when the calibration cannot be used
     """
 
@@ -36,6 +42,8 @@ class Camera:
     model: str
     width: int
     height: int
+    shift_m: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    field_rad: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", np.asarray(self.matrix, dtype=np.float64))
@@ -48,34 +56,49 @@ class Camera:
                              f"{' or '.join(map(str, COEFFICIENT_COUNTS[self.model]))}")
         if self.matrix.shape != (3, 3):
             raise InputError(f"the camera matrix K has shape {self.matrix.shape}; it must be (3, 3)")
-        if not (np.isfinite(self.matrix).all() and np.isfinite(self.distortion).all()):
+        if not all(np.isfinite(values).all() for values in (self.matrix, self.distortion, self.shift_m)):
             raise InputError("the camera's calibration has a value that is not finite; calibrate it again")
         if self.matrix[0, 0] <= 0.0 or self.matrix[1, 1] <= 0.0:
             raise InputError(f"the camera is not calibrated: its focal lengths are {self.matrix[0, 0]:g} and "
                              f"{self.matrix[1, 1]:g} px; publish a camera_info with K filled in")
         if self.width <= 0 or self.height <= 0:
             raise InputError(f"the camera's picture is {self.width} x {self.height} px; both must be positive")
+        object.__setattr__(self, "field_rad", self._measure_field())
+        if self.field_rad * min(self.matrix[0, 0], self.matrix[1, 1]) < 1.0:
+            raise InputError(f"the camera's distortion {self.distortion.tolist()} folds back within a pixel of the "
+                             "optical axis; calibrate it again")
 
-    @cached_property
-    def field_rad(self) -> float:
-        """Largest angle from the optical axis at which the distortion still grows, just under pi/2 at most, rad."""
-        limit = np.pi / 2
-        if self.model == "equidistant":
-            k1, k2, k3, k4 = self.distortion
-            limit = min(limit, np.sqrt(_first_positive_root([9 * k4, 7 * k3, 5 * k2, 3 * k1, 1.0])))
-        else:
-            # d/dr of r N(s)/D(s), s = r^2, vanishes where (N + 2 s N') D - 2 s N D' does; D = 0 is a pole.
-            k1, k2, _, _, k3, k4, k5, k6 = self._radial_and_tangential
-            numerator, denominator = np.poly1d([k3, k2, k1, 1.0]), np.poly1d([k6, k5, k4, 1.0])
-            twice_s = np.poly1d([2.0, 0.0])
-            slope = (numerator + twice_s * numerator.deriv()) * denominator - twice_s * numerator * denominator.deriv()
-            limit = min(limit, np.arctan(np.sqrt(min(_first_positive_root(slope.coeffs),
-                                                     _first_positive_root(denominator.coeffs)))))
-        return float(limit * (1.0 - 1e-6))
+    @classmethod
+    def rectified(cls, projection: np.ndarray, width: int, height: int) -> Camera:
+        """The camera of a rectified picture, P of sensor_msgs/CameraInfo.
 
-    @property
-    def _radial_and_tangential(self) -> np.ndarray:
-        return np.concatenate((self.distortion, np.zeros(8 - self.distortion.size)))
+        For the second camera of a stereo pair the fourth column says where it is in the frame of the first, and points
+        are those of that frame. Are they in the second camera's own, the column has to be 0.
+
+        :param projection: (3, 4) P, px
+        :param width: picture width, px
+        :param height: picture height, px
+        :raises InputError: when it cannot be used
+        """
+        projection = np.asarray(projection, dtype=np.float64)
+        if projection.shape != (3, 4) or not np.array_equal(projection[2], (0.0, 0.0, 1.0, 0.0)):
+            raise InputError(f"the projection P is {projection.tolist()}; it must be (3, 4) and end in 0 0 1 0")
+        camera = cls(projection[:, :3], np.zeros(0), "", width, height)
+        return replace(camera, shift_m=np.linalg.solve(camera.matrix, projection[:, 3]))
+
+    def windowed(self, offset: tuple[int, int], size: tuple[int, int], binning: tuple[int, int]) -> Camera:
+        """The camera of a picture cut out and binned on the sensor, as roi and binning of sensor_msgs/CameraInfo say.
+
+        :param offset: columns and rows left out before the region, of the whole picture
+        :param size: columns and rows of the region, of the whole picture; (0, 0) for all of it
+        :param binning: columns and rows that make one; 0 and 1 for none
+        :raises InputError: when nothing is left of the picture
+        """
+        width, height = size if any(size) else (self.width, self.height)
+        across, down = max(binning[0], 1), max(binning[1], 1)
+        image_map = crop_map(*offset).then(scale_map(across, down, 1, 1))
+        matrix = np.vstack((image_map.matrix, (0.0, 0.0, 1.0))) @ self.matrix
+        return replace(self, matrix=matrix, width=width // across, height=height // down)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points to pixels.
@@ -83,67 +106,63 @@ class Camera:
         :param points: (P, 3) in the optical frame, m
         :return: (P, 2) pixels (u, v), NaN where a point is not projectable, and (P,) depth along the axis, m
         """
-        points = np.asarray(points, dtype=np.float64)
+        points = np.asarray(points, dtype=np.float64) + self.shift_m
         angle = np.arctan2(np.hypot(points[:, 0], points[:, 1]), points[:, 2])
-        pixels = self._project_clamped(points)
+        pixels = self.project_clamped(points)
         pixels[~((angle < self.field_rad) & (points[:, 2] > 0.0))] = np.nan
         return pixels, points[:, 2]
 
-    def sphere_radius_px(self, centers: np.ndarray, radii_m: np.ndarray) -> np.ndarray:
-        """Radius of the circle around each projected centre that holds the sphere's picture, an ellipse.
+    def project_clamped(self, directions: np.ndarray) -> np.ndarray:
+        """Directions to pixels, those outside the field moved to its border.
 
-        Measured over points of the silhouette, among them the one farthest from the optical axis, which decides
-        without distortion. A silhouette that leaves the field is cut off at its border. The radius never exceeds the
-        one that covers the whole picture; a camera inside the sphere gets that one.
-
-        :param centers: (P, 3) in the optical frame, m
-        :param radii_m: (P,), m
-        :return: (P,) px; 0 where the centre is not projectable
+        :param directions: (P, 3) of any length, from the camera itself
+        :return: (P, 2) pixels (u, v)
         """
-        centers = np.asarray(centers, dtype=np.float64)
-        radii_m = np.asarray(radii_m, dtype=np.float64)
-        middle, _ = self.project(centers)
-        distance = np.linalg.norm(centers, axis=1)
-        outside = distance > radii_m
-        # Tangent points of the rays through the camera: a circle in the plane across the line of sight.
-        share = 1.0 - (radii_m / np.where(outside, distance, np.inf)) ** 2
-        sight = centers / np.where(distance > 0.0, distance, 1.0)[:, None]
-        across = np.stack((-sight[:, 1], sight[:, 0], np.zeros(len(sight))), axis=1)
-        on_axis = np.linalg.norm(across, axis=1) < 1e-12
-        across[on_axis] = (1.0, 0.0, 0.0)
-        across /= np.linalg.norm(across, axis=1, keepdims=True)
-        outward = np.cross(across, sight)
-        turn = np.arange(SILHOUETTE_SAMPLES) * (2 * np.pi / SILHOUETTE_SAMPLES)
-        ring = np.cos(turn)[:, None, None] * outward + np.sin(turn)[:, None, None] * across
-        silhouette = centers * share[:, None] + ring * (radii_m * np.sqrt(share))[:, None]
-        pixels = self._project_clamped(silhouette.reshape(-1, 3)).reshape(*silhouette.shape[:2], 2)
-        radius = np.linalg.norm(pixels - middle, axis=2).max(axis=0)
-        corners = np.array([[-0.5, -0.5], [self.width - 0.5, -0.5], [-0.5, self.height - 0.5],
-                            [self.width - 0.5, self.height - 0.5]])
-        covering = np.linalg.norm(corners[:, None] - middle, axis=2).max(axis=0)
-        radius = np.where(outside, np.minimum(radius, covering), covering)
-        return np.where(np.isnan(middle).any(axis=1), 0.0, radius)
-
-    def _project_clamped(self, points: np.ndarray) -> np.ndarray:
-        # Directions outside the field are moved to its border; (P, 3) m to (P, 2) px.
-        across = np.hypot(points[:, 0], points[:, 1])
-        angle = np.minimum(np.arctan2(across, points[:, 2]), self.field_rad)
-        direction = points[:, :2] / np.where(across > 0.0, across, 1.0)[:, None]
+        across = np.hypot(directions[:, 0], directions[:, 1])
+        angle = np.minimum(np.arctan2(across, directions[:, 2]), self.field_rad)
+        side = directions[:, :2] / np.where(across > 0.0, across, 1.0)[:, None]
         if self.model == "equidistant":
             k1, k2, k3, k4 = self.distortion
             s = angle**2
-            plane = direction * (angle * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4)))))[:, None]
+            plane = side * (angle * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4)))))[:, None]
         else:
             k1, k2, p1, p2, k3, k4, k5, k6 = self._radial_and_tangential
-            x, y = (direction * np.tan(angle)[:, None]).T
+            x, y = (side * np.tan(angle)[:, None]).T
             s = x * x + y * y
             radial = (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
             plane = np.stack((x * radial + 2 * p1 * x * y + p2 * (s + 2 * x * x),
                               y * radial + p1 * (s + 2 * y * y) + 2 * p2 * x * y), axis=1)
         return plane @ self.matrix[:2, :2].T + self.matrix[:2, 2]
 
+    @property
+    def _radial_and_tangential(self) -> np.ndarray:
+        return np.concatenate((self.distortion, np.zeros(8 - self.distortion.size)))
 
-def _first_positive_root(coefficients: np.ndarray | list[float]) -> float:
-    roots = np.roots(coefficients)
-    real = roots.real[(np.abs(roots.imag) < 1e-9 * (1.0 + np.abs(roots.real))) & (roots.real > 0.0)]
-    return float(real.min()) if real.size else float("inf")
+    def _measure_field(self) -> float:
+        with np.errstate(all="ignore"):
+            if self.model == "equidistant":
+                k1, k2, k3, k4 = self.distortion
+                end = _first_root([9 * k4, 7 * k3, 5 * k2, 3 * k1, 1.0], (np.pi / 2) ** 2)
+                limit = np.sqrt(end)
+            else:
+                # d/dr of r N(s)/D(s), s = r^2, vanishes where (N + 2 s N') D - 2 s N D' does; D = 0 is a pole.
+                k1, k2, _, _, k3, k4, k5, k6 = self._radial_and_tangential
+                numerator, denominator = np.poly1d([k3, k2, k1, 1.0]), np.poly1d([k6, k5, k4, 1.0])
+                twice_s = np.poly1d([2.0, 0.0])
+                slope = ((numerator + twice_s * numerator.deriv()) * denominator
+                         - twice_s * numerator * denominator.deriv())
+                limit = np.arctan(np.sqrt(min(_first_root(slope.coeffs, PINHOLE_LIMIT**2),
+                                              _first_root(denominator.coeffs, PINHOLE_LIMIT**2))))
+        return float(limit * (1.0 - 1e-6))
+
+
+def _first_root(coefficients: np.ndarray | list[float], limit: float) -> float:
+    # Smallest root from 0 to the limit, else the limit; highest power first, and the last coefficient is 1.
+    scaled = np.asarray(coefficients) * limit ** np.arange(len(coefficients) - 1.0, -1.0, -1.0)
+    scaled /= np.abs(scaled).max()
+    if not np.isfinite(scaled).all():
+        raise InputError("the camera's distortion coefficients are too large to be used; calibrate it again")
+    # In units of the limit, a leading coefficient that is nothing beside the largest moves no root up to 1.
+    roots = np.roots(scaled[np.argmax(np.abs(scaled) > 1e-15):])
+    real = roots.real[(np.abs(roots.imag) <= 1e-9 * np.abs(roots.real)) & (roots.real > 0.0)]
+    return float(min(real.min(), 1.0) * limit) if real.size else float(limit)

@@ -70,7 +70,7 @@ class Pruner:
             return 0
         checksum = 0
         for picture in pictures:
-            checksum = zlib.crc32(np.ascontiguousarray(picture), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(picture).data, checksum)
         return checksum ^ scatter_bits(self.knobs.seed)
 
     def select(self, scores: Tensor, hidden: Tensor, robot_masks: Sequence[Tensor | None],

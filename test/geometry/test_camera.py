@@ -64,8 +64,6 @@ def test_points_behind_the_camera_are_not_projectable():
     assert np.isnan(pixels[:3]).all()
     np.testing.assert_allclose(pixels[3], [131.5, 111.5])
     np.testing.assert_array_equal(depth, [-1, 0, 0, 1])
-    radii = camera.sphere_radius_px(np.array([[0.1, 0.0, -1.0], [0.1, 0.0, 0.0]]), np.array([0.05, 0.5]))
-    np.testing.assert_array_equal(radii, [0, 0])
 
 
 def test_points_where_the_distortion_folds_back_are_not_projectable():
@@ -82,62 +80,113 @@ def test_points_where_the_distortion_folds_back_are_not_projectable():
     assert camera.field_rad == pytest.approx(1.0, abs=1e-5)
 
 
-def test_sphere_on_the_axis_has_the_radius_of_its_tangent_cone():
-    # Tangent half-angle asin(0.05 / 0.5); the picture's radius is its tangent times the focal length.
-    radius = ideal().sphere_radius_px(np.array([[0, 0, 0.5]]), np.array([0.05]))
-    assert radius[0] == pytest.approx(200 * np.tan(np.arcsin(0.1)), abs=1e-9)
-
-
-def test_sphere_off_the_axis_is_bounded_at_its_far_end():
-    center = np.array([[0.3, 0.2, 0.5]])
-    angle, half = np.arctan2(np.hypot(0.3, 0.2), 0.5), np.arcsin(0.05 / np.linalg.norm(center))
-    radius = ideal().sphere_radius_px(center, np.array([0.05]))
-    assert radius[0] == pytest.approx(200 * (np.tan(angle + half) - np.tan(angle)), abs=1e-9)
-
-
-@pytest.mark.parametrize(("model", "distortion"), [
-    ("plumb_bob", [-0.28, 0.09, 0.001, -0.002, 0.01]), (RATIONAL, [0.3, -0.1, 0.0, 0.0, 0.01, 0.5, 0.02, 0.01]),
-    ("equidistant", [-0.02, 0.01, 0.003, -0.001])])
-def test_no_point_of_a_sphere_projects_outside_its_circle(model, distortion):
-    rng = np.random.default_rng(7)
-    matrix = np.array([[300.0, 0, 320], [0, 260.0, 240], [0, 0, 1]])
-    camera = Camera(matrix, np.array(distortion), model, 640, 480)
-    centers = points_within(rng, 0.6 * camera.field_rad, 40) + np.array([0, 0, 0.3])
-    radii_m = rng.uniform(0.01, 0.08, 40)
-    radii_px = camera.sphere_radius_px(centers, radii_m)
-    middle, _ = camera.project(centers)
-    surface = rng.normal(size=(2000, 1, 3))
-    surface = centers + surface / np.linalg.norm(surface, axis=-1, keepdims=True) * radii_m[:, None]
-    pixels, _ = camera.project(surface.reshape(-1, 3))
-    reach = np.linalg.norm(pixels.reshape(*surface.shape[:2], 2) - middle, axis=-1).max(axis=0)
-    assert (reach <= radii_px * 1.005).all()
-    assert (reach >= radii_px * 0.95).all()
-
-
-def test_radius_never_exceeds_what_covers_the_picture():
-    camera = ideal()
-    centers = np.array([[0, 0, 0.03], [0.0, 0.05, 0.02]])
-    radii = camera.sphere_radius_px(centers, np.array([0.05, 0.05]))
-    middle, _ = camera.project(centers)
-    farthest = np.hypot(112, np.abs(middle[:, 1] - 111.5) + 112)
-    np.testing.assert_allclose(radii, farthest)
-
-
-def test_fisheye_sphere_at_the_rim_keeps_a_bounded_circle():
-    camera = Camera(np.array([[100.0, 0, 320], [0, 100.0, 240], [0, 0, 1]]), np.zeros(4), "equidistant", 640, 480)
-    angle = np.deg2rad(86)
-    center = np.array([[0.5 * np.sin(angle), 0, 0.5 * np.cos(angle)]])
-    radius = camera.sphere_radius_px(center, np.array([0.05]))
-    # Across the line to the rim it spans 0.1 / sin(86 deg) rad of the circle of radius 100 * 86 deg.
-    assert radius[0] == pytest.approx(100 * angle * 0.1 / np.sin(angle), rel=5e-3)
-
-
 @pytest.mark.parametrize(("change", "words"), [
     ({"matrix": np.zeros((3, 3))}, "not calibrated"), ({"matrix": np.eye(2)}, "shape"),
     ({"matrix": np.full((3, 3), np.nan)}, "not finite"), ({"model": "thin_prism"}, "plumb_bob"),
     ({"distortion": np.zeros(3)}, "3 coefficients"), ({"width": 0}, "positive"),
-    ({"model": "equidistant", "distortion": np.zeros(0)}, "takes 4")])
+    ({"model": "equidistant", "distortion": np.zeros(0)}, "takes 4"),
+    ({"distortion": np.array([-1e20, 0, 0, 0, 0])}, "folds back within a pixel"),
+    ({"distortion": np.array([0, 0, 0, 0, 1e300])}, "too large to be used"),
+    ({"shift_m": np.array([0.0, np.inf, 0.0])}, "not finite")])
 def test_unusable_calibration_is_refused_with_a_sentence(change, words):
     values = {"matrix": np.eye(3), "distortion": np.zeros(5), "model": "plumb_bob", "width": 64, "height": 48}
     with pytest.raises(InputError, match=words):
         Camera(**{**values, **change})
+
+
+@pytest.mark.parametrize(("model", "count"), [("plumb_bob", 5), (RATIONAL, 8), ("equidistant", 4)])
+def test_the_field_ends_where_the_radius_first_stops_to_grow(model, count):
+    rng = np.random.default_rng(11)
+    ends = 0
+    for _ in range(60):
+        scale = 10.0 ** rng.uniform(-3, 0.5, count)
+        camera = Camera(ideal().matrix, rng.normal(size=count) * scale * np.where(np.isin(np.arange(count), (2, 3))
+                        & (model != "equidistant"), 0.0, 1.0), model, 224, 224)
+        angle = np.linspace(0, min(camera.field_rad, np.arctan(30)), 20_001)[:-1]
+        radius = camera.project_clamped(np.stack((np.sin(angle), 0 * angle, np.cos(angle)), axis=1))[:, 0]
+        assert (np.diff(radius) > 0).all()
+        if camera.field_rad < 1.5:
+            # A hair further on it would shrink, or jump to the other side at a pole.
+            further = camera.field_rad * np.array([1.0001, 1.0002])
+            object.__setattr__(camera, "field_rad", np.pi)
+            near, far = camera.project_clamped(np.stack((np.sin(further), 0 * further, np.cos(further)), axis=1))[:, 0]
+            assert far < near or near < 0.0
+            ends += 1
+    assert ends > 10
+
+
+@pytest.mark.parametrize(("model", "count"), [("plumb_bob", 5), (RATIONAL, 8), ("equidistant", 4)])
+def test_coefficients_of_any_size_give_a_camera_or_a_sentence(model, count):
+    rng = np.random.default_rng(12)
+    refused = 0
+    for index in range(300):
+        exponent = rng.uniform(-323, 308, count) if index % 2 else rng.uniform(-323, -2, count)
+        distortion = rng.choice([-1.0, 0.0, 1.0], count) * 10.0**exponent
+        try:
+            camera = Camera(ideal().matrix, distortion, model, 224, 224)
+        except InputError:
+            refused += 1
+            continue
+        assert 0.0 < camera.field_rad < np.pi / 2
+        assert np.isfinite(camera.project(np.array([[0.0, 0.0, 1.0]]))[0]).all()
+    assert 20 < refused < 150
+    # A leading coefficient too small to have an inverse.
+    camera = Camera(ideal().matrix, np.array([0.01, 0, 0, 5e-324]), "equidistant", 224, 224)
+    assert camera.field_rad == pytest.approx(np.pi / 2, abs=1e-5)
+
+
+def test_a_rectified_picture_is_projected_by_p_alone():
+    rng = np.random.default_rng(5)
+    projection = np.array([[410.0, 0, 318, 0], [0, 405.0, 243, 0], [0, 0, 1, 0]])
+    points = points_within(rng, 1.0)
+    expected = np.column_stack((points, np.ones(200))) @ projection.T
+    pixels, depth = Camera.rectified(projection, 640, 480).project(points)
+    np.testing.assert_allclose(pixels, expected[:, :2] / expected[:, 2:], atol=1e-9)
+    np.testing.assert_array_equal(depth, points[:, 2])
+    # The second camera of a stereo pair, 12 cm to the right, for points in the frame of the first.
+    projection[0, 3] = -410.0 * 0.12
+    second = Camera.rectified(projection, 640, 480)
+    np.testing.assert_allclose(second.shift_m, [-0.12, 0, 0])
+    expected = np.column_stack((points, np.ones(200))) @ projection.T
+    np.testing.assert_allclose(second.project(points)[0], expected[:, :2] / expected[:, 2:], atol=1e-9)
+
+
+def test_undistorting_a_pixel_leads_from_k_and_d_to_p():
+    # What image_proc rectifies: the raw pixel undistorted by OpenCV is the rectified camera's pixel.
+    rng = np.random.default_rng(6)
+    raw = Camera(np.array([[500.0, 0, 320], [0, 510.0, 240], [0, 0, 1]]), [-0.2, 0.05, 0.001, -0.001, 0], "plumb_bob",
+                 640, 480)
+    projection = np.array([[470.0, 0, 322, 0], [0, 480.0, 238, 0], [0, 0, 1, 0]])
+    points = points_within(rng, 0.5)
+    found = cv2.undistortPoints(raw.project(points)[0][:, None], raw.matrix, raw.distortion, P=projection[:, :3])
+    np.testing.assert_allclose(found[:, 0], Camera.rectified(projection, 640, 480).project(points)[0], atol=0.01)
+
+
+@pytest.mark.parametrize(("projection", "words"), [
+    (np.eye(3), "must be \\(3, 4\\)"), (np.zeros((3, 4)), "end in 0 0 1 0"),
+    (np.array([[0.0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]]), "not calibrated"),
+    (np.array([[1.0, 0, 1, np.nan], [0, 1, 1, 0], [0, 0, 1, 0]]), "not finite")])
+def test_an_unusable_projection_is_refused_with_a_sentence(projection, words):
+    with pytest.raises(InputError, match=words):
+        Camera.rectified(projection, 64, 48)
+
+
+@pytest.mark.parametrize(("model", "distortion"), [
+    ("plumb_bob", [-0.28, 0.09, 0.001, -0.002, 0.01]), ("equidistant", [-0.02, 0.01, 0.003, -0.001])])
+def test_a_region_and_binning_show_the_same_point_where_the_smaller_picture_has_it(model, distortion):
+    camera = Camera(np.array([[500.0, 0, 320], [0, 510.0, 240], [0, 0, 1]]), distortion, model, 640, 480)
+    points = points_within(np.random.default_rng(8), 0.5)
+    pixels, _ = camera.project(points)
+    small = camera.windowed((100, 40), (400, 200), (2, 4))
+    assert (small.width, small.height) == (200, 50)
+    # The left edge of the region, at 99.5, is the edge -0.5 of the small picture.
+    np.testing.assert_allclose(small.project(points)[0], (pixels - [99.5, 39.5]) / [2, 4] - 0.5, atol=1e-9)
+    whole = camera.windowed((0, 0), (0, 0), (0, 1))
+    np.testing.assert_array_equal(whole.matrix, camera.matrix)
+    assert (whole.width, whole.height) == (640, 480)
+    with pytest.raises(InputError, match="0 x 48"):
+        camera.windowed((0, 0), (3, 48), (4, 1))
+    # The second of two rectified cameras keeps its place.
+    rectified = Camera.rectified(np.array([[400.0, 0, 320, -40], [0, 400.0, 240, 0], [0, 0, 1, 0]]), 640, 480)
+    binned = rectified.windowed((0, 0), (0, 0), (2, 2))
+    np.testing.assert_allclose(binned.project(points)[0], (rectified.project(points)[0] + 0.5) / 2 - 0.5, atol=1e-9)

@@ -9,8 +9,17 @@ from sqap_vla_ros.data import RobotFootprint
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.geometry.camera import Camera
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
-from sqap_vla_ros.geometry.image_map import ImageMap, resize_map
+from sqap_vla_ros.geometry.image_map import (
+    ImageMap,
+    crop_map,
+    letterbox_map,
+    resize_crop_map,
+    resize_map,
+    turn_map,
+    zoom_map,
+)
 
+CAMERA = Camera(np.array([[200.0, 0, 111.5], [0, 200.0, 111.5], [0, 0, 1]]), np.zeros(5), "plumb_bob", 224, 224)
 SAME = resize_map(224, 224, 224)
 GRID = (16, 16)
 
@@ -100,11 +109,92 @@ def test_one_disc_inside_the_other_adds_no_hull():
 
 
 def test_footprint_from_frames():
-    camera = Camera(np.array([[200.0, 0, 111.5], [0, 200.0, 111.5], [0, 0, 1]]), np.zeros(5), "plumb_bob", 224, 224)
-    footprint = project_footprint(camera, ["hand", "finger"], np.array([[0, 0, 0.5], [0, 0, -0.5]]), [0.05, 0.05])
+    positions = np.array([[0, 0, 0.5], [0.1, 0, 0.5], [0.1, 0.02, 0.4]])
+    footprint = project_footprint(CAMERA, ["hand", "left", "right"], positions, [0.05, 0.0, 0.02])
+    assert footprint.frames == ("hand", "left", "right")
+    np.testing.assert_allclose(footprint.centers_px, [[111.5, 111.5], [151.5, 111.5], [161.5, 121.5]])
+    np.testing.assert_allclose(footprint.radii_px[:2], [200 * np.tan(np.arcsin(0.1)), 0])
+
+
+def test_a_frame_behind_the_camera_has_no_disc():
+    footprint = project_footprint(CAMERA, ["hand", "finger"], np.array([[0, 0, 0.5], [0, 0, -0.5]]), [0.05, 0.05],
+                                  joined=False)
     assert footprint.frames == ("hand", "finger")
     np.testing.assert_allclose(footprint.centers_px, [[111.5, 111.5], [np.nan, np.nan]])
     np.testing.assert_allclose(footprint.radii_px, [200 * np.tan(np.arcsin(0.1)), 0])
+    nothing = project_footprint(CAMERA, [], np.zeros((0, 3)), [])
+    assert (nothing.frames, nothing.centers_px.shape, nothing.radii_px.shape) == ((), (0, 2), (0,))
+
+
+def test_segments_are_an_option():
+    positions, radii = np.array([[-0.2, 0, 0.5], [0.2, 0, 0.5]]), [0.02, 0.02]
+    joined, apart = (project_footprint(CAMERA, ["a", "b"], positions, radii, joined=joined) for joined in (True, False))
+    assert joined.frames == ("a", "b")
+    # The first and the last disc are 8 px wide, 80 px left and right of the middle.
+    whole = tokens(token_mask(joined, SAME, GRID, 224))
+    assert whole == {row * 16 + column for row in (7, 8) for column in range(1, 15)}
+    ends = tokens(token_mask(apart, SAME, GRID, 224))
+    assert ends == {row * 16 + column for row in (7, 8) for column in (1, 2, 13, 14)}
+
+
+def tokens_hit(positions, radii_m, steps):
+    """Tokens of which some pixel's ray meets a sphere on the way between the frames, and whether it held the camera."""
+    pixels = np.stack(np.meshgrid(np.arange(1, 224, 2.0), np.arange(1, 224, 2.0)), -1).reshape(-1, 2)
+    rays = np.column_stack(((pixels - 111.5) / 200, np.ones(len(pixels))))
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    hit, within = np.zeros(len(pixels), dtype=bool), False
+    for (start, end), (r0, r1) in zip(pairwise(positions), pairwise(radii_m), strict=True):
+        for share in np.linspace(0, 1, steps):
+            center, radius = start + share * (end - start), r0 + share * (r1 - r0)
+            within |= bool(center @ center <= radius**2)
+            along = rays @ center
+            hit |= (along > 0) & (along**2 >= center @ center - radius**2)
+    cells = np.floor((pixels[hit] + 0.5) / 14).astype(int)
+    return set((cells[:, 1] * 16 + cells[:, 0]).tolist()), within
+
+
+def test_a_chain_of_capsules_is_protected_wherever_it_is():
+    # Chains that pass before, beside and behind the camera, against rays through the pixels.
+    rng = np.random.default_rng(2)
+    needed, missed, excess, longer = 0, 0, [], 0
+    for _ in range(250):
+        positions = rng.normal(size=(3, 3)) * [0.2, 0.2, 0.25] + [0, 0, 0.15]
+        radii = rng.uniform(0.015, 0.05, 3)
+        truth, within = tokens_hit(positions, radii, 60)
+        if within:
+            continue
+        footprint = project_footprint(CAMERA, ["a", "b", "c"], positions, radii)
+        found = tokens(token_mask(footprint, SAME, GRID, 224))
+        longer += len(footprint.frames) > 3
+        needed += len(truth)
+        missed += len(truth - found)
+        excess.append(len(found - truth))
+    assert longer > 80 and needed > 3000
+    # Between the discs of a segment that is partly beside the camera a corner may stay out.
+    assert missed <= 0.005 * needed
+    assert np.median(excess) <= 12 and np.mean(excess) <= 20
+
+
+def test_margins_of_a_letterbox_are_not_protected():
+    # 640 x 480 stands in rows 2 to 13 of the tokens; the disc reaches over the picture's upper edge.
+    footprint, image_map = discs((320.0, 10.0, 60.0)), letterbox_map(640, 480, 224)
+    without, found = (tokens(token_mask(footprint, image_map, GRID, 224, size)) for size in (None, (640, 480)))
+    assert {token // 16 for token in without} == {0, 1, 2, 3}
+    assert found == {token for token in without if token >= 2 * 16}
+
+
+@pytest.mark.parametrize("image_map", [
+    crop_map(80, 0).then(resize_map(480, 480, 224)), letterbox_map(640, 480, 224), resize_crop_map(640, 480, 224),
+    turn_map(640, 480, 2).then(resize_map(640, 480, 224)), turn_map(640, 480, 1).then(resize_map(480, 640, 224)),
+    resize_map(640, 480, 224).then(zoom_map(224, 0.9))], ids=["crop", "letterbox", "resize-crop", "turned", "quarter",
+                                                              "zoomed"])
+def test_the_protected_tokens_follow_the_picture_wherever_it_goes(image_map):
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        center = rng.uniform((160, 80), (480, 400))
+        mask = token_mask(discs((*center, 0.5)), image_map, GRID, 224).reshape(GRID)
+        column, row = np.floor((image_map.apply(center) + 0.5) / 14).astype(int)
+        assert mask[row, column] and mask.sum() <= 4
 
 
 @pytest.mark.parametrize(("positions", "radii", "words"), [

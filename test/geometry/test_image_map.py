@@ -2,8 +2,35 @@
 
 import cv2
 import numpy as np
+import pytest
+from PIL import Image
 
-from sqap_vla_ros.geometry.image_map import ImageMap, resize_map
+from sqap_vla_ros.geometry.image_map import (
+    ImageMap,
+    crop_map,
+    letterbox_map,
+    resize_crop_map,
+    resize_map,
+    scale_map,
+    turn_map,
+    zoom_map,
+)
+
+
+def blob(width=640, height=480, left=300, top=100):
+    """A bright rectangle and the centre of its mass."""
+    picture = np.zeros((height, width), np.float32)
+    picture[top:top + 41, left:left + 61] = 1.0
+    return picture, (left + 30.0, top + 20.0)
+
+
+def center_of(picture):
+    rows, columns = np.mgrid[:picture.shape[0], :picture.shape[1]]
+    return np.array([(columns * picture).sum(), (rows * picture).sum()]) / picture.sum()
+
+
+def resized(picture, width, height):
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def test_resize_keeps_the_picture_borders():
@@ -17,13 +44,51 @@ def test_resize_to_the_same_size_is_the_identity():
 
 
 def test_resize_agrees_with_a_resized_picture():
-    # The centre of mass of a blob moves with the map.
-    picture = np.zeros((480, 640), np.float32)
-    picture[100:141, 300:361] = 1.0
+    picture, center = blob()
     small = cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA)
-    rows, columns = np.mgrid[:224, :224]
-    found = np.array([(columns * small).sum(), (rows * small).sum()]) / small.sum()
-    np.testing.assert_allclose(resize_map(640, 480, 224).apply([330.0, 120.0]), found, atol=0.02)
+    np.testing.assert_allclose(resize_map(640, 480, 224).apply(center), center_of(small), atol=0.02)
+    stretched = resized(picture, 500, 300)
+    np.testing.assert_allclose(scale_map(640, 480, 500, 300).apply(center), center_of(stretched), atol=0.02)
+
+
+def test_crop_agrees_with_a_slice():
+    picture, center = blob()
+    np.testing.assert_allclose(crop_map(120, 35).apply(center), center_of(picture[35:, 120:]), atol=1e-4)
+
+
+@pytest.mark.parametrize("turns", range(-3, 5))
+def test_turns_agree_with_numpy(turns):
+    picture, center = blob()
+    np.testing.assert_allclose(turn_map(640, 480, turns).apply(center), center_of(np.rot90(picture, turns)), atol=1e-3)
+    assert np.linalg.det(turn_map(640, 480, turns).matrix[:, :2]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (641, 480), (480, 480), (300, 451)])
+def test_letterbox_agrees_with_a_padded_picture(width, height):
+    picture, center = blob(width, height, 100, 90)
+    above, beside = max(width - height, 0) // 2, max(height - width, 0) // 2
+    padded = np.pad(picture, ((above, above), (beside, beside)))
+    assert abs(padded.shape[0] - padded.shape[1]) <= 1
+    np.testing.assert_allclose(letterbox_map(width, height, 224).apply(center), center_of(resized(padded, 224, 224)),
+                               atol=0.02)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (641, 479), (480, 480), (300, 451)])
+def test_resize_and_crop_agree_with_what_torchvision_documents(width, height):
+    picture, center = blob(width, height, 100, 190)
+    across, down = (224, int(224 * height / width)) if width <= height else (int(224 * width / height), 224)
+    left, top = round((across - 224) / 2), round((down - 224) / 2)
+    cut = resized(picture, across, down)[top:top + 224, left:left + 224]
+    assert cut.shape == (224, 224)
+    np.testing.assert_allclose(resize_crop_map(width, height, 224).apply(center), center_of(cut), atol=0.02)
+
+
+def test_zoom_puts_corner_centres_on_corner_centres():
+    # Sample i of the result is taken at 223 (1 - s) / 2 + i s, s = sqrt(0.9), of the source.
+    share, target = 0.9**0.5, np.array([[0, 0], [223, 223], [111.5, 111.5], [17, 200]], dtype=float)
+    source = 223 * (1 - share) / 2 + target * share
+    np.testing.assert_allclose(zoom_map(224, 0.9).apply(source), target, atol=1e-9)
+    np.testing.assert_allclose(zoom_map(224, 1.0).matrix, [[1, 0, 0], [0, 1, 0]], atol=1e-12)
 
 
 def test_composition_and_inverse():
