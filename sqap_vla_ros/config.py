@@ -60,7 +60,7 @@ class PruneKnobs:
     coverage_space: str = knob("patch", "What coverage calls far: 'patch' is the distance in the picture, 'feature' "
                                "that of the hidden states.", choices=("patch", "feature"))
     seed: int = knob(0, "Seed of the rule 'random', and of ties where a rule must not see attention.", minimum=0,
-                     maximum=2**31 - 1)
+                     maximum=999_999)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ class TokenRule(IntEnum):
 class RobotFootprint:
     """Where the protected frames of the robot are in one camera's picture.
 
-    :param frames: names of the TF frames, in order; consecutive frames are joined by a segment
-    :param centers_px: (P, 2) float64, pixel (u, v) of each frame's origin; may lie off the image; NaN where
-        the frame is behind the camera or beyond its field
-    :param radii_px: (P,) float64, pixel radius of each frame's sphere; 0 where ``centers_px`` is NaN
+    :param frames: names of the TF frames, in order
+    :param centers_px: (P, 2) float64, pixel (u, v) of each disc: of a frame's sphere, or of a part of what lies between
+        two frames, so there may be more discs than frames; may lie off the image; NaN where nothing shows, and
+        between discs that are not joined by a segment
+    :param radii_px: (P,) float64, pixel radius of each disc; 0 where ``centers_px`` is NaN
     """
 
     frames: tuple[str, ...]

@@ -9,7 +9,7 @@ from sqap_vla_ros.config import build_config
 from sqap_vla_ros.errors import ConfigError
 
 FLOAT = "float"
-_PATTERN = re.compile(r"(?P<recipe>[a-z0-9-]+)(\+(?P<rule>[a-z]+)@(?P<share>[0-9.]+))?")
+_PATTERN = re.compile(r"(?P<recipe>[a-z0-9-]+)(\+(?P<rule>[a-z-]+)@(?P<share>[0-9.]+))?")
 
 
 @dataclass(frozen=True)

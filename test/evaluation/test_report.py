@@ -178,6 +178,7 @@ def test_sum_of_stages_comes_last():
 
 def test_methods_are_read_and_written_alike():
     assert parse_method("w4a4+sqap@0.40") == Method("w4a4", "sqap", 0.4)
+    assert parse_method("float+sqap-no-robot@0.6") == Method("float", "sqap-no-robot", 0.6)
     assert [method.name for method in METHODS] == ["float", "w4a4+sqap@0.4"]
     assert parse_method("float").knobs == {"model.recipe": "float", "prune.rule": "none", "prune.pruned_ratio": 0.0}
 
