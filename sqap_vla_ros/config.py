@@ -38,9 +38,13 @@ def knob(default: Any, description: str, **limits: Any) -> Any:
 class ModelKnobs:
     """Which model runs, and how."""
 
-    checkpoint: str = knob("demo", "Folder of a checkpoint or artifact, or 'demo' for the policy in the package.")
-    recipe: str = knob("w4a4", "Quantization recipe; 'float' runs the checkpoint as it is.",
-                       choices=("float", "w4a4", "w4a8", "w8a8"))
+    checkpoint: str = knob("demo", "Folder of a float or compressed checkpoint, or 'demo' for the policy in the "
+                           "package.")
+    # A test holds these to quantization's RECIPES, which import torch.
+    recipe: str = knob("w4a4", "How a float checkpoint is quantized, 'float' for not at all; a compressed one takes "
+                       "'stored'.", choices=("float", "stored", "w4a4", "w4a4-gptq", "w4a4-rtn-plain", "w4a8",
+                                             "w4a8-gptq", "w8a8", "w4a16", "smoothquant-w8a8", "smoothquant-w4a4",
+                                             "qvla-4bit", "qvla-w4a4"))
     engine: str = knob("cpu", "Engine of the quantized linears.", choices=("reference", "cpu"))
     device: str = knob("cpu", "Torch device.")
     threads: int = knob(1, "CPU threads of one inference.", minimum=1, maximum=256)

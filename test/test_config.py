@@ -58,7 +58,7 @@ def test_only_the_named_knobs_change():
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("prune.ratio", 0.1, "unknown knob 'prune.ratio'; known are model.checkpoint"),
     ("prune", 0.1, "unknown knob"), ("", 0.1, "unknown knob"),
-    ("model.recipe", "w2a2", "model.recipe is 'w2a2'; allowed are float, w4a4"),
+    ("model.recipe", "w2a2", "model.recipe is 'w2a2'; allowed are float, stored, w4a4"),
     ("model.recipe", 4, "must be str, got int 4"), ("model.threads", 2.0, "must be int, got float"),
     ("model.threads", True, "must be int, got bool"), ("control.control_hz", "10", "must be float, got str"),
     ("control.control_hz", float("nan"), "must be finite"), ("control.control_hz", float("inf"), "must be finite"),

@@ -18,9 +18,10 @@ INTERRUPTED = 130
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
+    "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),
-    "info": ("info", "tell what this installation can run, and its versions"),
+    "info": ("info", "tell what a checkpoint is, or what this installation can run"),
 }
 _EPILOG = """Results are files and one line of JSON, the last on stdout; progress and prose go to stderr.
 Exit codes: 0 done, 1 fell short or failed, 2 wrong use, 130 ended by Ctrl-C.

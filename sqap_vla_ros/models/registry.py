@@ -1,10 +1,12 @@
 """Checkpoints: a folder with config.json, which names the family, and model.safetensors.
 
-Tensors may be stored in half precision; a loaded model computes in float32.
+Tensors may be stored in half precision; a loaded model computes in float32. A compressed checkpoint, told by its
+config.json, is read without the float one it was made from; see :mod:`~sqap_vla_ros.quantization.artifact`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,8 +25,16 @@ import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.demo import DemoConfig, DemoVla
 from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.quantization.artifact import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    Artifact,
+    is_artifact,
+    read_artifact,
+    restore_artifact_,
+)
+from sqap_vla_ros.quantization.report import QuantizationReport
 
-CONFIG_FILE, TENSOR_FILE = "config.json", "model.safetensors"
 STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ASSETS = Path(sqap_vla_ros.__file__).parent / "assets"
 PACKAGED = ("demo",)
@@ -45,26 +55,108 @@ class Family:
 FAMILIES = {"demo": Family(DemoConfig.from_json, DemoVla)}
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds.
+
+    :param model: ready for inference on the CPU
+    :param artifact: what a compressed checkpoint tells of itself; None for a float one
+    :param report: what its linears are; None for a float one
+    """
+
+    model: VlaModel
+    artifact: Artifact | None
+    report: QuantizationReport | None
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What can be told of a checkpoint without reading its weights.
+
+    :param folder: where it is
+    :param family: of models
+    :param model: without weights, as its configuration describes it; float also where the checkpoint is compressed
+    :param artifact: what a compressed checkpoint tells of itself; None for a float one
+    :param tensors: safetensors' type, and shape, of each tensor in the file
+    :param file_bytes: size of each file
+    """
+
+    folder: Path
+    family: str
+    model: VlaModel
+    artifact: Artifact | None
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    file_bytes: dict[str, int]
+
+
 def checkpoint_folder(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint; a name in ``PACKAGED`` is one that comes with the package."""
     return ASSETS / str(checkpoint) if str(checkpoint) in PACKAGED else Path(checkpoint)
 
 
-def load_model(folder: str | Path) -> VlaModel:
-    """Read a checkpoint into a float32 model on the CPU, ready for inference.
+def load_model(folder: str | Path, *, engine: str = "cpu") -> VlaModel:
+    """The model of :func:`load_checkpoint`."""
+    return load_checkpoint(folder, engine=engine).model
 
-    :param folder: a folder as :func:`save_model` writes it, or a name in ``PACKAGED``
+
+def load_checkpoint(folder: str | Path, *, engine: str = "cpu") -> Checkpoint:
+    """Read a checkpoint into a model on the CPU that computes in float32, ready for inference.
+
+    :param folder: a folder as :func:`save_model` or
+        :func:`~sqap_vla_ros.quantization.artifact.save_artifact` writes it, or a name in ``PACKAGED``
+    :param engine: what multiplies the integers of a compressed one, by name
     :raises CheckpointError: naming the file or tensor that is missing, damaged or of another shape
+    :raises ConfigError: for an unknown engine
     """
-    folder = checkpoint_folder(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder at '{folder}'; give a folder with {CONFIG_FILE} and "
-                              f"{TENSOR_FILE}, or one of: {', '.join(PACKAGED)}")
+    folder = _find_folder(folder)
     values = _read_config(folder / CONFIG_FILE)
-    model = _build(folder / CONFIG_FILE, values)
+    model: Any = _build(folder / CONFIG_FILE, values)
+    if is_artifact(values):
+        artifact = read_artifact(folder, values)
+        report = restore_artifact_(model, artifact, engine=engine)
+        return Checkpoint(model.eval(), artifact, report)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(_read_tensors(folder / TENSOR_FILE, expected), assign=True)
-    return model.eval()  # type: ignore[return-value]
+    return Checkpoint(model.eval(), None, None)
+
+
+def describe_checkpoint(folder: str | Path) -> CheckpointFacts:
+    """Tell what a checkpoint is from its configuration and its tensors' header.
+
+    :param folder: as for :func:`load_checkpoint`
+    :raises CheckpointError: naming the file that is missing or damaged
+    """
+    folder = _find_folder(folder)
+    values = _read_config(folder / CONFIG_FILE)
+    model: Any = _build(folder / CONFIG_FILE, values)
+    artifact = read_artifact(folder, values) if is_artifact(values) else None
+    try:
+        with safe_open(folder / TENSOR_FILE, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        file_bytes = {name: (folder / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE)}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{folder / TENSOR_FILE}' is missing, damaged or cut short: {error}") from error
+    return CheckpointFacts(folder, values["family"], model, artifact, tensors, file_bytes)
+
+
+def hash_checkpoint(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files, by name.
+
+    :raises CheckpointError: when one cannot be read
+    """
+    folder = _find_folder(folder)
+    hashes = {}
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        digest = hashlib.sha256()
+        try:
+            with (folder / name).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise CheckpointError(f"'{folder / name}' cannot be read: {error}") from error
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -96,6 +188,14 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(FileNotFoundError):
             draft.unlink()
+
+
+def _find_folder(folder: str | Path) -> Path:
+    found = checkpoint_folder(folder)
+    if not found.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{found}'; give a folder with {CONFIG_FILE} and "
+                              f"{TENSOR_FILE}, or one of: {', '.join(PACKAGED)}")
+    return found
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, In
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.llama import PruneStep
-from sqap_vla_ros.models.registry import load_model
+from sqap_vla_ros.models.registry import Checkpoint, load_checkpoint
 from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.policy.compression import find_observations
+from sqap_vla_ros.policy.observations import calibrate
 from sqap_vla_ros.policy.preprocess import STRATEGIES, map_image, prepare_image, unnormalize_actions
 from sqap_vla_ros.policy.safety import check_finite
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
+from sqap_vla_ros.quantization.recipe import FLOAT, STORED
 
 WARM_UP_RUNS = 2
 WARM_UP_IDS = [0] * 6
@@ -45,16 +48,19 @@ def build_policy(config: Config) -> Policy:
     """
     device = _find_device(config.model.device)
     torch.set_num_threads(config.model.threads)
-    model = load_model(config.model.checkpoint)
+    loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine)
+    _check_recipe(config, loaded)
+    model = loaded.model
     _check_model(model)
     pruner = None if config.prune.rule == "none" else Pruner(config.prune, (model.grid,), device)
     if pruner is not None:
         pruner.check_depth(model.decoder.config.num_hidden_layers)
-    report = None
-    if config.model.recipe != "float":
-        report = quantize_(model, RECIPES[config.model.recipe], engine=config.model.engine)  # type: ignore[arg-type]
+    report = loaded.report
+    if config.model.recipe in RECIPES:
+        report = _quantize(model, config)
     model.to(device)  # type: ignore[attr-defined]
-    return Policy(model, config, pruner, report, device)
+    return Policy(model, config, pruner, report, device,
+                  stored_recipe="" if loaded.artifact is None else loaded.artifact.recipe_name)
 
 
 class Policy:
@@ -65,15 +71,17 @@ class Policy:
     :param pruner: chooses the visual tokens that stay; None keeps all
     :param report: what quantization replaced; None for a float model
     :param device: where the model is
+    :param stored_recipe: by which its checkpoint was compressed; empty where it was not
     """
 
     def __init__(self, model: VlaModel, config: Config, pruner: Pruner | None, report: QuantizationReport | None,
-                 device: torch.device) -> None:
+                 device: torch.device, *, stored_recipe: str = "") -> None:
         self.model = model
         self.config = config
         self.pruner = pruner
         self.report = report
         self.device = device
+        self.stored_recipe = stored_recipe
         self._float32_bytes = sum(4 * linear.weight.numel() for linear in model.quantizable_linears().values())
 
     @torch.inference_mode()
@@ -136,11 +144,15 @@ class Policy:
             check_finite("the action of a grey picture", actions.cpu().numpy())
 
     def describe(self) -> dict[str, str | int | float]:
-        """What runs: family, recipe, engine, bytes of the decoder's linears as stored and in float32, token counts."""
+        """What runs: family, recipe, engine, bytes of the decoder's linears as stored and in float32, token counts.
+
+        ``stored_recipe`` is there where the checkpoint came compressed.
+        """
         total = self.model.grid[0] * self.model.grid[1]
         return {
             "family": self.model.family,
             "recipe": self.config.model.recipe,
+            **({"stored_recipe": self.stored_recipe} if self.stored_recipe else {}),
             "engine": "float32" if self.report is None else self.config.model.engine,
             "device": str(self.device),
             "weight_bytes": self._float32_bytes if self.report is None else self.report.weight_bytes,
@@ -215,6 +227,32 @@ def _find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"model.device is '{name}', but torch sees {torch.cuda.device_count()} CUDA devices here")
     return device
+
+
+def _check_recipe(config: Config, loaded: Checkpoint) -> None:
+    # 'stored' is for compressed checkpoints and every other recipe for float ones, so that none is ever taken for
+    # another.
+    name, recipe = config.model.checkpoint, config.model.recipe
+    if loaded.artifact is not None and recipe != STORED:
+        raise ConfigError(f"model.checkpoint '{name}' is compressed with the recipe '{loaded.artifact.recipe_name}', "
+                          f"and model.recipe is '{recipe}'; set model.recipe to '{STORED}' to run it as it is, or "
+                          f"model.checkpoint to the float one it was made from, '{loaded.artifact.origin.checkpoint}'")
+    if loaded.artifact is None and recipe == STORED:
+        raise ConfigError(f"model.recipe is '{STORED}', which runs a compressed checkpoint, and model.checkpoint "
+                          f"'{name}' is a float one; set model.recipe to '{FLOAT}' to run it as it is, or to one of "
+                          f"{', '.join(RECIPES)}")
+
+
+def _quantize(model: VlaModel, config: Config) -> QuantizationReport:
+    name, recipe = config.model.checkpoint, RECIPES[config.model.recipe]
+    observations = find_observations(name) if recipe.needs_calibration else []
+    if recipe.needs_calibration and not observations:
+        raise ConfigError(
+            f"model.recipe '{config.model.recipe}' must see observations, and model.checkpoint '{name}' comes without; "
+            f"compress it once: `sqap compress {name} OUT --recipe {config.model.recipe} --calibration DIR`, then set "
+            f"model.checkpoint to OUT and model.recipe to '{STORED}'")
+    return quantize_(model, recipe, engine=config.model.engine,  # type: ignore[arg-type]
+                     calibration=calibrate(model, observations))
 
 
 def _check_model(model: VlaModel) -> None:

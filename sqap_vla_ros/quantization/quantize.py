@@ -11,17 +11,19 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.quantization.calibration import BlockCall, Calibration, catch_calls, observe_inputs
+from sqap_vla_ros.quantization.bit_allocation import allocate_bits, estimate_sensitivity, refine_sensitivity
+from sqap_vla_ros.quantization.calibration import BlockCall, Calibration, Run, catch_calls, observe_inputs
 from sqap_vla_ros.quantization.gptq import Hessian, HessianFactor, factorize, round_with_compensation
 from sqap_vla_ros.quantization.integer import FLOAT_BITS, quantize_weight
 from sqap_vla_ros.quantization.kernels import get_engine
 from sqap_vla_ros.quantization.kernels.engine import Engine
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
+from sqap_vla_ros.quantization.mixed import MixedLinear
 from sqap_vla_ros.quantization.recipe import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, check_recipe
-from sqap_vla_ros.quantization.report import LinearReport, QuantizationReport
+from sqap_vla_ros.quantization.report import LinearReport, Listener, QuantizationReport, report_linear
 from sqap_vla_ros.quantization.rotation import Reader, RotationSites, rotate_
 from sqap_vla_ros.quantization.smoothing import observe_peaks, smooth_
 
@@ -52,14 +54,16 @@ class Quantizable(Protocol):
 
 
 @torch.no_grad()
-def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu",
-              calibration: Calibration = ()) -> QuantizationReport:
+def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibration: Calibration = (),
+              listener: Listener = lambda stage, done, total: None) -> QuantizationReport:
     """Rotate or smooth a float model and replace its linears by integer ones, in place.
 
     :param model: float32 or float64, as its checkpoint gives it
     :param recipe: how
     :param engine: what multiplies the integers, by name
-    :param calibration: observations of this model object, for recipes that need some
+    :param calibration: observations of this model object, for recipes that need some; with ``mean_bits`` their actions
+        must be differentiable
+    :param listener: told of each step
     :raises ConfigError: for an unknown engine, a recipe that does not fit (see
         :func:`~sqap_vla_ros.quantization.recipe.check_recipe`), a calibration that is missing or is another model's, a
         size that cannot be rotated, or a model that is quantized already; nothing has been changed then. Inputs that
@@ -70,17 +74,18 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu",
     linears = model.quantizable_linears()
     check_recipe(recipe, linears)
     if recipe.needs_calibration and not calibration:
-        need = "rounding 'gptq'" if recipe.rounding == "gptq" else f"smoothing {recipe.smoothing}"
-        raise ConfigError(f"the recipe's {need} needs a calibration, and none was given; give some observations of the "
-                          "model, or take a recipe that needs none")
+        raise ConfigError(f"the recipe's {recipe.calibrated_part} needs a calibration, and none was given; give some "
+                          "observations of the model, or take a recipe that needs none")
     rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
-    work = _Work(model, recipe, chosen)
+    work = _Work(model, recipe, chosen, len(rounded), listener)
     blocks = model.blocks() if recipe.rounding == "gptq" else []
     if recipe.rounding == "gptq" and not blocks:
         raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
-    if blocks:
-        catch_calls(blocks[0], calibration)  # an observation that fails does so before anything changes
+    for first in (model.blocks() if recipe.mean_bits is not None else blocks)[:1]:
+        catch_calls(first, calibration)  # an observation that fails does so before anything changes
     work.transform_(rounded, calibration)
+    if recipe.mean_bits is not None:
+        work.allocate(rounded, calibration, recipe.mean_bits)
     calls = catch_calls(blocks[0], calibration) if blocks else []
     for index, block in enumerate(blocks):
         inside = set(block.modules())
@@ -101,13 +106,17 @@ class _Work:
     :param model: being quantized
     :param recipe: how
     :param engine: what multiplies the integers
+    :param total: linears that will be replaced
+    :param listener: told of each step
     """
 
-    def __init__(self, model: Quantizable, recipe: Recipe, engine: Engine) -> None:
+    def __init__(self, model: Quantizable, recipe: Recipe, engine: Engine, total: int, listener: Listener) -> None:
         self.model, self.recipe, self.engine = model, recipe, engine
         self.sites = model.rotation_sites()
         self.reports: dict[str, LinearReport] = {}
-        self._quantized: dict[nn.Module, QuantLinear] = {}
+        self._total, self._listener = total, listener
+        self._quantized: dict[nn.Module, QuantLinear | MixedLinear] = {}
+        self._row_bits: dict[str, Tensor] = {}
 
     def transform_(self, linears: Mapping[str, nn.Linear], calibration: Calibration) -> None:
         """Smooth or rotate the model, and let its queries and keys be rounded.
@@ -126,6 +135,33 @@ class _Work:
         if recipe.qk_bits is not None:
             for attention in self.sites.attentions:
                 attention.qk_online = nn.Sequential(attention.qk_online, RoundedQueries(recipe.qk_bits))
+
+    def allocate(self, linears: Mapping[str, nn.Linear], calibration: Calibration, mean_bits: float) -> None:
+        """Find the bits of every output channel.
+
+        :param linears: that will be rounded, by qualified name
+        :param calibration: whose actions say what rounding costs
+        :param mean_bits: not to be exceeded
+        """
+        recipe = self.recipe
+        passes = len(calibration) * (2 + recipe.measured_pairs if recipe.measured_pairs else 1)
+        done = 0
+
+        def counted(run: Run) -> Run:
+            def run_and_tell() -> Tensor:
+                nonlocal done
+                actions = run()
+                done += 1
+                self._listener("passes to find the bits", done, passes)
+                return actions
+
+            return run_and_tell
+
+        runs = [counted(run) for run in calibration]
+        sensitivity = estimate_sensitivity(linears, runs, projections=recipe.projections, seed=recipe.seed)
+        if recipe.measured_pairs:
+            sensitivity = refine_sensitivity(sensitivity, linears, runs, recipe.measured_pairs)
+        self._row_bits = allocate_bits(sensitivity, mean_bits).bits
 
     def factorize_inputs(self, block: nn.Module, calls: list[BlockCall],
                          linears: Mapping[str, nn.Linear]) -> dict[str, HessianFactor]:
@@ -157,17 +193,17 @@ class _Work:
             new = self._round(name, linear, factors.get(name))
             self.model.set_submodule(name, new)
             self._quantized[linear] = new
-            self.reports[name] = LinearReport(
-                width=new.width, rounding="gptq" if name in factors else "nearest", group_size=new.group_size,
-                weights=linear.weight.numel(), bits_per_weight=new.bits_per_weight, stored_bytes=new.stored_bytes,
-                prepared_bytes=new.prepared_bytes,
-                float32_bytes=4 * sum(parameter.numel() for parameter in linear.parameters()))
+            self.reports[name] = report_linear(new, "gptq" if name in factors else "nearest")
+            self._listener("linears rounded", len(self.reports), self._total)
         replaced = set(linears.values())
         self._share_rounding_([reader for reader in self.sites.readers if replaced.intersection(reader.linears)])
 
-    def _round(self, name: str, linear: nn.Linear, factor: HessianFactor | None) -> QuantLinear:
+    def _round(self, name: str, linear: nn.Linear, factor: HessianFactor | None) -> QuantLinear | MixedLinear:
         recipe = self.recipe
         weight_bits, act_bits = recipe.weight_bits_of(name), recipe.act_bits_of(name)
+        if name in self._row_bits:
+            return MixedLinear.from_linear(linear, self._row_bits[name], act_bits=act_bits, engine=self.engine,
+                                           act_clip_ratio=recipe.act_clip_ratio_of(act_bits))
         if factor is None:
             codes, scale = quantize_weight(linear.weight, weight_bits, group_size=recipe.group_size,
                                            smallest_clip_ratio=recipe.smallest_clip_ratio, steps=recipe.clip_steps)

@@ -17,8 +17,12 @@ from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.quantization.integer import FLOAT_BITS
 from sqap_vla_ros.quantization.rotation import RotationPlan
 
+# What the knob offers beside the recipes: a float checkpoint as it is, and a compressed one as it is.
+FLOAT, STORED = "float", "stored"
 ROUNDINGS = ("nearest", "gptq")
 GROUP_SIZES = (None, 64, 128)
+# What mixed widths leave no choice of: each row is rounded to nearest, with a scale and a search of its own.
+_FIXED_BY_MEAN_BITS = {"rounding": "nearest", "group_size": None, "smallest_clip_ratio": 0.5, "clip_steps": 26}
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Recipe:
     One prefill keeps no cache, so keys and values need no few bits; Q and K may be rounded all the same, to see what
     that does to the attention that pruning reads.
 
-    :param weight_bits: 4 or 8
+    :param weight_bits: 4 or 8; without meaning where ``mean_bits`` is set
     :param act_bits: 4, 8 or 16; 16 leaves activations as they are and multiplies the floats that weight codes stand for
     :param rotation: what is rotated first; None rounds the model as it is. Q and K are rotated only where
         ``qk_bits`` rounds them: for float ones it would cost time and change nothing
@@ -49,6 +53,12 @@ class Recipe:
         of their qualified name; the last match counts. 4, 8, or 16 for one that stays float
     :param act_bits_by_pattern: the same for ``act_bits``
     :param qk_bits: bits of Q and K behind the rotary embedding and their rotation, 4 or 8; None leaves them float
+    :param mean_bits: 2 to 16: each output channel gets 0, 2, 4, 8 or 16 bits by what its rounding does to the actions,
+        at most this on average over all weights, see :mod:`~sqap_vla_ros.quantization.bit_allocation`; None gives all
+        of them ``weight_bits``. Activations are float while that is found out
+    :param projections: of mean_bits, backward passes for each observation; None is exact
+    :param measured_pairs: of mean_bits, how many pairs of channel and width, those with the largest estimates, are
+        measured; each takes one pass for each observation
     """
 
     weight_bits: int
@@ -66,11 +76,23 @@ class Recipe:
     weight_bits_by_pattern: tuple[tuple[str, int], ...] = ()
     act_bits_by_pattern: tuple[tuple[str, int], ...] = ()
     qk_bits: int | None = None
+    mean_bits: float | None = None
+    projections: int | None = 2
+    measured_pairs: int = 0
+
+    @property
+    def calibrated_part(self) -> str | None:
+        """What of it must see observations, such as "rounding 'gptq'"; None when nothing does."""
+        if self.mean_bits is not None:
+            return f"mean_bits {self.mean_bits:g}"
+        if self.rounding == "gptq":
+            return "rounding 'gptq'"
+        return None if self.smoothing is None else f"smoothing {self.smoothing:g}"
 
     @property
     def needs_calibration(self) -> bool:
         """Whether it must see observations."""
-        return self.rounding == "gptq" or self.smoothing is not None
+        return self.calibrated_part is not None
 
     def weight_bits_of(self, name: str) -> int:
         """Weight bits of the linear called ``name``; 16 for one that stays float."""
@@ -117,16 +139,29 @@ class WeightOnly4(Recipe):
     act_bits: int = FLOAT_BITS
 
 
+@dataclass(frozen=True)
+class MixedWidths(Recipe):
+    """As many bits on average as four-bit weights have, where the actions need them; after QVLA (arXiv 2602.03782)."""
+
+    weight_bits: int = 4
+    act_bits: int = FLOAT_BITS
+    mean_bits: float | None = 4.0
+    measured_pairs: int = 32
+
+
 # The baselines differ from 'w4a4' in the one thing their name says; rounding, clip search and clipping are the same.
 RECIPES: dict[str, Recipe] = {
     "w4a4": W4A4(),
     "w4a4-gptq": W4A4(rounding="gptq"),
     "w4a4-rtn-plain": W4A4(rotation=None),
     "w4a8": W4A8(),
+    "w4a8-gptq": W4A8(rounding="gptq"),
     "w8a8": W8A8(),
     "w4a16": WeightOnly4(),
     "smoothquant-w8a8": W8A8(rotation=None, smoothing=0.5),
     "smoothquant-w4a4": W4A4(rotation=None, smoothing=0.5),
+    "qvla-4bit": MixedWidths(rotation=None),
+    "qvla-w4a4": MixedWidths(act_bits=4),
 }
 
 
@@ -141,6 +176,8 @@ def check_recipe(recipe: Recipe, linears: Mapping[str, nn.Linear]) -> None:
                           "anew")
     _check_bits(recipe)
     _check_ways(recipe)
+    if recipe.mean_bits is not None:
+        _check_mean_bits(recipe)
     for key in ("weight_bits_by_pattern", "act_bits_by_pattern"):
         for pattern, _ in getattr(recipe, key):
             if not any(fnmatchcase(name, pattern) for name in linears):
@@ -180,6 +217,22 @@ def _check_ways(recipe: Recipe) -> None:
     if recipe.smoothing is not None and recipe.rotation is not None:
         raise ConfigError("the recipe has both smoothing and rotation; a rotation folds the norms' gains into the "
                           "weights and so undoes the smoothing. Set one of them to None")
+
+
+def _check_mean_bits(recipe: Recipe) -> None:
+    if recipe.mean_bits is None or not 2.0 <= recipe.mean_bits <= 16.0:
+        raise ConfigError(f"mean_bits is {recipe.mean_bits}; allowed are 2 to 16, and None for one width in all rows")
+    if recipe.projections is not None and recipe.projections < 1:
+        raise ConfigError(f"projections is {recipe.projections}; give 1 or more, or None for the exact Jacobian")
+    if recipe.measured_pairs < 0:
+        raise ConfigError(f"measured_pairs is {recipe.measured_pairs}; give 0 or more")
+    for key, fixed in _FIXED_BY_MEAN_BITS.items():
+        if getattr(recipe, key) != fixed:
+            raise ConfigError(f"{key} is {getattr(recipe, key)!r}; with mean_bits it can only be {fixed!r}")
+    for pattern, bits in recipe.weight_bits_by_pattern:
+        if bits != FLOAT_BITS:
+            raise ConfigError(f"weight_bits_by_pattern '{pattern}' is {bits}; mean_bits decides the bits of all that "
+                              f"is rounded, so only {FLOAT_BITS}, for a linear that stays float, is allowed")
 
 
 def _last_match(name: str, pairs: tuple[tuple[str, int], ...], otherwise: int) -> int:

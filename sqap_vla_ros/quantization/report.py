@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from sqap_vla_ros.quantization.linear import QuantLinear
+from sqap_vla_ros.quantization.mixed import WIDTHS, MixedLinear
+
+# Told while a model is quantized: what is being done, how much of it is done, and of how much.
+Listener = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,7 @@ class LinearReport:
     :param stored_bytes: packed weight, scales and bias: what a checkpoint holds
     :param prepared_bytes: the form that is multiplied, in memory beside the packed one
     :param float32_bytes: weight and bias in float32
+    :param rows_by_bits: of one with rows of several widths, how many output channels have each; None of the others
     """
 
     width: str
@@ -27,6 +35,24 @@ class LinearReport:
     stored_bytes: int
     prepared_bytes: int
     float32_bytes: int
+    rows_by_bits: dict[int, int] | None = None
+
+
+def report_linear(linear: QuantLinear | MixedLinear, rounding: str) -> LinearReport:
+    """What there is to tell of a quantized linear.
+
+    :param linear: as it runs
+    :param rounding: how its weight was rounded, which it does not know itself
+    """
+    weights = linear.in_features * linear.out_features
+    return LinearReport(
+        width=linear.width, rounding=rounding, weights=weights,
+        group_size=None if isinstance(linear, MixedLinear) else linear.group_size,
+        bits_per_weight=linear.bits_per_weight, stored_bytes=linear.stored_bytes,
+        prepared_bytes=linear.prepared_bytes,
+        float32_bytes=4 * (weights + (0 if linear.bias is None else linear.bias.numel())),
+        rows_by_bits={bits: int((linear.row_bits == bits).sum()) for bits in WIDTHS}
+        if isinstance(linear, MixedLinear) else None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ import torch
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.registry import Checkpoint, load_model, save_model
+from sqap_vla_ros.policy import compression
+from sqap_vla_ros.policy.compression import compress_checkpoint
+from sqap_vla_ros.policy.observations import write_observations
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.policy.preprocess import prepare_image, unnormalize_actions
 from sqap_vla_ros.quantization.linear import QuantLinear
@@ -213,9 +216,74 @@ def test_checkpoints_that_do_not_fit(build, tiny_demo, tmp_path):
 def test_a_resize_that_is_not_known_is_refused(build, tiny_demo, monkeypatch):
     model = tiny_demo()
     model.image_spec = dataclasses.replace(model.image_spec, strategy="letterbox")
-    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_model", lambda folder: model)
+    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint",
+                        lambda folder, engine: Checkpoint(model, None, None))
     with pytest.raises(CheckpointError, match="resizes pictures by 'letterbox'; known are resize-naive"):
         build()
+
+
+def compress(tiny_demo, tmp_path, recipe="w4a4", **more):
+    """A compressed checkpoint, and knobs that run it."""
+    save_model(tiny_demo(), tmp_path / "float")
+    compress_checkpoint(tmp_path / "float", tmp_path / recipe, recipe, **more)
+    return {"model__checkpoint": str(tmp_path / recipe), "model__recipe": "stored"}
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_compressed_checkpoint_does_what_compressing_at_start_does(build, tiny_demo, tmp_path, engine):
+    stored = build(**compress(tiny_demo, tmp_path), model__engine=engine)
+    fresh = build(model__recipe="w4a4", model__engine=engine)
+    for observation in (observe(HAND), observe(FINGER, seed=1)):
+        ours, theirs = (policy.infer(observation) for policy in (stored, fresh))
+        np.testing.assert_array_equal(ours.chunk.steps, theirs.chunk.steps)
+        np.testing.assert_array_equal(ours.tokens[0].kept, theirs.tokens[0].kept)
+    assert stored.describe() == fresh.describe() | {"recipe": "stored", "stored_recipe": "w4a4"}
+    assert {module.engine.name for module in stored.model.modules() if isinstance(module, QuantLinear)} == {engine}
+
+
+def test_compressed_checkpoint_runs_without_the_float_one(build, tiny_demo, tmp_path):
+    knobs = compress(tiny_demo, tmp_path)
+    (tmp_path / "float/model.safetensors").unlink()
+    policy = build(**knobs)
+    policy.warm_up()
+    assert policy.infer(observe(HAND)).chunk.steps.shape == (4, 7)
+
+
+@pytest.mark.parametrize("recipe", ["float", "w4a4", "w8a8"])
+def test_compressed_checkpoint_takes_no_other_recipe(build, tiny_demo, tmp_path, recipe):
+    knobs = compress(tiny_demo, tmp_path)
+    with pytest.raises(ConfigError, match=rf"compressed with the recipe 'w4a4', and model\.recipe is '{recipe}'; set "
+                                          r"model\.recipe to 'stored' .* made from, '.*float'"):
+        build(**{**knobs, "model__recipe": recipe})
+
+
+def test_float_checkpoint_is_not_stored_compressed(build):
+    with pytest.raises(ConfigError, match=r"is a float one; set model\.recipe to 'float' .* or to one of w4a4, "):
+        build(model__recipe="stored")
+
+
+@pytest.mark.parametrize("recipe", ["w4a4-gptq", "w4a8-gptq", "smoothquant-w8a8", "qvla-4bit"])
+def test_recipes_that_must_see_observations_name_the_way(build, recipe):
+    with pytest.raises(ConfigError, match=rf"'{recipe}' must see observations, .*: `sqap compress .*checkpoint OUT "
+                                          rf"--recipe {recipe} --calibration DIR`, then set model\.checkpoint to OUT"):
+        build(model__recipe=recipe)
+
+
+def test_packaged_checkpoint_may_bring_its_observations(build, tiny_demo, tmp_path, monkeypatch):
+    for module in ("registry.ASSETS", "registry.PACKAGED"):
+        monkeypatch.setattr(f"sqap_vla_ros.models.{module}", tmp_path if "ASSETS" in module else ("small",))
+    monkeypatch.setattr(compression, "PACKAGED", ("small",))
+    save_model(tiny_demo(), tmp_path / "small")
+    with pytest.raises(ConfigError, match="'small' comes without"):
+        build(model__checkpoint="small", model__recipe="w4a4-gptq")
+    write_observations(tmp_path / "small/calibration", [(observe(seed=index).images[0], TEXT) for index in range(3)])
+    policy = build(model__checkpoint="small", model__recipe="w4a4-gptq")
+    compress_checkpoint("small", tmp_path / "out", "w4a4-gptq")
+    stored = build(model__checkpoint=str(tmp_path / "out"), model__recipe="stored")
+    np.testing.assert_array_equal(policy.infer(observe(HAND)).chunk.steps, stored.infer(observe(HAND)).chunk.steps)
+    nearest = build(model__checkpoint="small", model__recipe="w4a4").infer(observe(HAND)).chunk.steps
+    assert np.abs(policy.infer(observe(HAND)).chunk.steps - nearest).max() > 0.0
+    assert torch.equal(load_model(tmp_path / "out").head_fc2.weight, tiny_demo().head_fc2.weight)
 
 
 def test_threads_are_set_once(build):

@@ -14,6 +14,7 @@ from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.integer import unpack
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
 from sqap_vla_ros.quantization.quantize import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, quantize_
+from sqap_vla_ros.quantization.recipe import MixedWidths
 from sqap_vla_ros.quantization.report import LinearReport
 from sqap_vla_ros.quantization.rotation import RotationPlan, rotate_
 
@@ -70,7 +71,7 @@ def test_report_tells_what_every_linear_became(build_tiny) -> None:
 
 @pytest.mark.parametrize("recipe", [
     W4A4(), W8A8(qk_bits=8), W4A4(group_size=64), W4A8(group_size=128, weight_bits_by_pattern=(("*.o_proj", 8),)),
-    WeightOnly4(group_size=64), W4A4(rounding="gptq"), W8A8(rotation=None, smoothing=0.5)])
+    WeightOnly4(group_size=64), W4A4(rounding="gptq"), W8A8(rotation=None, smoothing=0.5), MixedWidths(act_bits=4)])
 def test_engines_give_the_same_output_to_the_bit(build_tiny, recipe: Recipe) -> None:
     tiny = build_tiny(hidden=128, intermediate=384)
     outputs = []
@@ -227,6 +228,7 @@ def test_seed_makes_it_repeatable(tiny) -> None:
     (W4A4(group_size=64), "cpu", "'decoder.layers.0.mlp.down_proj' reads 96 channels"),
     (RECIPES["w4a4-gptq"], "cpu", "rounding 'gptq' needs a calibration"),
     (RECIPES["smoothquant-w8a8"], "cpu", "smoothing 0.5 needs a calibration"),
+    (RECIPES["qvla-w4a4"], "cpu", "mean_bits 4 needs a calibration"),
     (W4A4(rotation=RotationPlan(stream_block=24)), "cpu", "blocks of 24"),
 ])
 def test_wrong_recipe_leaves_the_model_whole(tiny, recipe: Recipe, engine: str, message: str) -> None:

@@ -7,7 +7,16 @@ from torch import nn
 
 from sqap_vla_ros.config import ModelKnobs
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.quantization.recipe import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, check_recipe
+from sqap_vla_ros.quantization.recipe import (
+    RECIPES,
+    W4A4,
+    W4A8,
+    W8A8,
+    MixedWidths,
+    Recipe,
+    WeightOnly4,
+    check_recipe,
+)
 from sqap_vla_ros.quantization.rotation import RotationPlan
 
 LINEARS = {"layers.0.q_proj": nn.Linear(128, 8), "layers.0.down_proj": nn.Linear(192, 8)}
@@ -18,18 +27,22 @@ def test_names_are_those_of_the_documentation() -> None:
             for name, recipe in RECIPES.items()} == {
         "w4a4": (4, 4, True, "nearest", None), "w4a4-gptq": (4, 4, True, "gptq", None),
         "w4a4-rtn-plain": (4, 4, False, "nearest", None), "w4a8": (4, 8, True, "nearest", None),
+        "w4a8-gptq": (4, 8, True, "gptq", None),
         "w8a8": (8, 8, True, "nearest", None), "w4a16": (4, 16, True, "nearest", None),
-        "smoothquant-w8a8": (8, 8, False, "nearest", 0.5), "smoothquant-w4a4": (4, 4, False, "nearest", 0.5)}
-    assert {name for name, recipe in RECIPES.items() if recipe.needs_calibration} == {
-        "w4a4-gptq", "smoothquant-w8a8", "smoothquant-w4a4"}
+        "smoothquant-w8a8": (8, 8, False, "nearest", 0.5), "smoothquant-w4a4": (4, 4, False, "nearest", 0.5),
+        "qvla-4bit": (4, 16, False, "nearest", None), "qvla-w4a4": (4, 4, True, "nearest", None)}
+    assert {name: recipe.calibrated_part for name, recipe in RECIPES.items() if recipe.needs_calibration} == {
+        "w4a4-gptq": "rounding 'gptq'", "w4a8-gptq": "rounding 'gptq'", "smoothquant-w8a8": "smoothing 0.5",
+        "smoothquant-w4a4": "smoothing 0.5", "qvla-4bit": "mean_bits 4", "qvla-w4a4": "mean_bits 4"}
+    assert {name for name, recipe in RECIPES.items() if recipe.mean_bits is not None} == {"qvla-4bit", "qvla-w4a4"}
     assert RECIPES["w4a4"] == W4A4() and RECIPES["w4a16"] == WeightOnly4()
     with pytest.raises(dataclasses.FrozenInstanceError):
         RECIPES["w4a4"].weight_bits = 8  # type: ignore[misc]
 
 
-def test_the_knob_offers_only_recipes_that_exist() -> None:
+def test_the_knob_offers_every_recipe_and_what_is_none() -> None:
     knob = next(entry for entry in dataclasses.fields(ModelKnobs) if entry.name == "recipe").metadata["knob"]
-    assert {"float", "w4a4", "w4a8", "w8a8"} <= set(knob.choices) <= {"float", *RECIPES}
+    assert knob.choices == ("float", "stored", *RECIPES)
 
 
 def test_recipes_of_the_package_fit_and_last_pattern_counts() -> None:
@@ -62,6 +75,13 @@ def test_recipes_of_the_package_fit_and_last_pattern_counts() -> None:
     (W8A8(rotation=None, smoothing=1.5), "smoothing is 1.5"),
     (W8A8(smoothing=0.5), "both smoothing and rotation"),
     (W8A8(rotation=RotationPlan(stream=False), smoothing=0.5), "both smoothing and rotation"),
+    (MixedWidths(mean_bits=1.9), "mean_bits is 1.9; allowed are 2 to 16"),
+    (MixedWidths(mean_bits=float("nan")), "mean_bits is nan"),
+    (MixedWidths(projections=0), "projections is 0"), (MixedWidths(measured_pairs=-1), "measured_pairs is -1"),
+    (MixedWidths(rounding="gptq"), "rounding is 'gptq'; with mean_bits it can only be 'nearest'"),
+    (MixedWidths(group_size=64), "group_size is 64; with mean_bits it can only be None"),
+    (MixedWidths(clip_steps=5), "clip_steps is 5; with mean_bits"),
+    (MixedWidths(weight_bits_by_pattern=(("*.q_proj", 8),)), r"weight_bits_by_pattern '\*\.q_proj' is 8; mean_bits"),
 ])
 def test_what_is_not_allowed_is_refused(recipe: Recipe, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

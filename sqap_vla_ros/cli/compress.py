@@ -1,0 +1,142 @@
+"""`sqap compress`: a float checkpoint in, a compressed one out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqap_vla_ros.cli.arguments import read_number
+from sqap_vla_ros.config import Config, iterate_knobs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+    from rich.table import Table
+
+    from sqap_vla_ros.policy.compression import Compression
+
+_CHOICES = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
+# As config.py has them: what they are is known without torch, which takes seconds to import.
+_RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name not in ("float", "stored"))
+_DTYPES = ("source", "bfloat16", "float16", "float32")
+_EPILOG = """recipes:
+  w4a4-gptq          4-bit weights and activations behind a rotation, each layer making up for what rounding cost: the
+                     one to take where 4 bits are wanted
+  w4a8-gptq          the same with 8-bit activations: nearly as small, closer to the float model
+  w4a4, w4a8, w8a8   plain rounding; w4a16 leaves activations float. These need no observations
+  qvla-4bit, qvla-w4a4                 0 to 16 bits for each output channel, 4 on average, where the actions need them
+  w4a4-rtn-plain, smoothquant-...      baselines, to see what rotation and compensation are good for
+
+observations (w4a4-gptq, w4a8-gptq, qvla-..., smoothquant-... must see some):
+  A folder with PNG pictures of the robot's camera and a file observations.jsonl, a line for each:
+    {"image": "0000.png", "instruction": "pick up the red block"}
+  A few dozen from many scenes and stages of a task are enough; 'demo' brings its own.
+
+examples:
+  sqap compress demo out/demo-w4a4 --recipe w4a4-gptq
+  sqap compress ~/my-policy out/my-policy-w4a8 --recipe w4a8-gptq --calibration ~/my-observations
+  sqap info out/demo-w4a4                                                      what came out
+  sqap evaluate --checkpoint out/demo-w4a4 --methods stored,stored+sqap@0.4    what it can do
+A policy node runs it with model.checkpoint:=OUT and model.recipe:=stored; the float checkpoint is not needed any more.
+
+OUT holds config.json and model.safetensors in compressed-tensors' layout. It appears whole or not at all, also when
+this is killed. Exit codes: 0 done, 1 failed, 2 wrong use, 130 ended by Ctrl-C.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.epilog = _EPILOG
+    parser.add_argument("checkpoint", metavar="CHECKPOINT",
+                        help="folder of a float checkpoint, or 'demo' for the one in the package")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--recipe", required=True, choices=_RECIPES, metavar="NAME",
+                        help=f"how: {', '.join(_RECIPES)}")
+    parser.add_argument("--calibration", type=Path, metavar="DIR",
+                        help="observations, for recipes that must see some (default: those that come with 'demo')")
+    parser.add_argument("--engine", choices=_CHOICES["model.engine"], default=Config().model.engine,
+                        help="what multiplies integers meanwhile; the result is the same (default: "
+                             f"{Config().model.engine})")
+    parser.add_argument("--seed", type=read_number(int, 0, 10**6), metavar="N",
+                        help="of the rotations' signs (default: the recipe's, 0)")
+    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0],
+                        help="how what stays float is stored; 'source' is as in CHECKPOINT (default: source)")
+    parser.add_argument("--threads", type=read_number(int, 1, 256), metavar="N",
+                        help="CPU threads (default: torch's, usually one per core)")
+    parser.add_argument("--replace", action="store_true",
+                        help="put it in the place of a compressed checkpoint at OUT; nothing else is ever replaced")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compress, report, print one line of JSON."""
+    # torch takes seconds to import, which nobody who asks for help should wait.
+    import torch
+    from rich.console import Console
+
+    from sqap_vla_ros.cli.checkpoint_table import build_parts_table, describe_facts, list_parts
+    from sqap_vla_ros.policy.compression import compress_checkpoint
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    console = Console(stderr=True)
+    with _Steps(console) as steps:
+        done = compress_checkpoint(
+            args.checkpoint, args.out, args.recipe, observations=args.calibration, engine=args.engine, seed=args.seed,
+            dtype=None if args.dtype == "source" else args.dtype, replace_old=args.replace, listener=steps.on_step)
+    parts = list_parts(done.facts)
+    console.print(build_parts_table(done.facts, parts))
+    console.print(_build_summary(done, args.recipe))
+    values = describe_facts(done.facts, parts)
+    print(json.dumps({
+        "checkpoint": str(args.out), "recipe": args.recipe, "ratio": round(done.report.ratio, 6),
+        "bits_per_weight": round(done.report.bits_per_weight, 4), "weight_bytes": done.report.weight_bytes,
+        "float32_bytes": done.report.float32_bytes, "bytes": done.file_bytes, "source_bytes": done.source_bytes,
+        "seconds": round(done.seconds, 2), "origin": values["origin"]}))
+    return 0
+
+
+def _build_summary(done: Compression, recipe: str) -> Table:
+    from rich.table import Table
+
+    report = done.report
+    table = Table(title="What it saved", title_justify="left", show_header=False)
+    table.add_row("recipe", recipe)
+    table.add_row("quantized linears", f"{report.weight_bytes / 1e6:.2f} MB of {report.float32_bytes / 1e6:.2f} in "
+                                       f"float32, {report.ratio:.3f} x, {report.bits_per_weight:.2f} bits / weight")
+    rows: dict[int, int] = {}
+    for linear in report.linears.values():
+        for bits, count in (linear.rows_by_bits or {}).items():
+            rows[bits] = rows.get(bits, 0) + count
+    if rows:
+        table.add_row("output channels by bits", ", ".join(f"{bits}: {count}" for bits, count in rows.items()))
+    table.add_row("checkpoint", f"{done.file_bytes / 1e6:.2f} MB of {done.source_bytes / 1e6:.2f}")
+    table.add_row("time", f"{done.seconds:.1f} s")
+    return table
+
+
+class _Steps:
+    # A bar in a terminal; elsewhere a line for each stage's first and last step.
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = console
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                                  TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_step(self, stage: str, done: int, total: int) -> None:
+        """Move the stage's bar."""
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._bars[stage], completed=done)
+        if done in (1, total) and not self._console.is_terminal:
+            self._console.print(f"  {done}/{total} {stage}", highlight=False, markup=False)

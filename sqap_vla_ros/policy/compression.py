@@ -1,0 +1,146 @@
+"""A float checkpoint in, a compressed one out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sqap_vla_ros.config import PruneKnobs
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.models.registry import (
+    PACKAGED,
+    CheckpointFacts,
+    checkpoint_folder,
+    describe_checkpoint,
+    hash_checkpoint,
+    load_checkpoint,
+)
+from sqap_vla_ros.policy.observations import (
+    INDEX,
+    StoredObservation,
+    calibrate,
+    hash_observations,
+    read_observations,
+)
+from sqap_vla_ros.quantization.artifact import Origin, check_place, save_artifact
+from sqap_vla_ros.quantization.quantize import quantize_
+from sqap_vla_ros.quantization.recipe import RECIPES, Recipe
+from sqap_vla_ros.quantization.report import Listener, QuantizationReport
+from sqap_vla_ros.quantization.stored_tensors import name_dtype
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What was written.
+
+    :param facts: what the folder tells of itself
+    :param report: what each linear became
+    :param source_bytes: size of the float checkpoint
+    :param seconds: it took
+    """
+
+    facts: CheckpointFacts
+    report: QuantizationReport
+    source_bytes: int
+    seconds: float
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the compressed checkpoint."""
+        return sum(self.facts.file_bytes.values())
+
+
+def get_recipe(name: str) -> Recipe:
+    """Find a recipe by name.
+
+    :raises ConfigError: for an unknown name
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe '{name}'; known are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def find_observations(checkpoint: str | Path, folder: str | Path | None = None) -> list[StoredObservation]:
+    """The observations to calibrate a checkpoint with; a checkpoint that comes with the package may have its own.
+
+    :param checkpoint: folder, or name of a packaged one
+    :param folder: of observations; None looks for those that come with the checkpoint
+    :return: none where there are none
+    :raises ConfigError: naming file and line of what is missing or cannot be used
+    """
+    if folder is not None:
+        return read_observations(folder)
+    packaged = checkpoint_folder(checkpoint) / "calibration"
+    return read_observations(packaged) if str(checkpoint) in PACKAGED and (packaged / INDEX).is_file() else []
+
+
+def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: str, *,
+                        observations: str | Path | None = None, engine: str = "cpu", seed: int | None = None,
+                        dtype: str | None = None, replace_old: bool = False,
+                        listener: Listener = lambda stage, done, total: None) -> Compression:
+    """Quantize a float checkpoint and write the result, which is read back before it counts as done.
+
+    :param checkpoint: folder, or name of a packaged one
+    :param place: folder that does not exist yet
+    :param recipe_name: by name
+    :param observations: folder to calibrate with; None takes what comes with the checkpoint
+    :param engine: what multiplies integers while blocks are calibrated; any gives the same result
+    :param seed: of the rotations' signs; None takes the recipe's
+    :param dtype: how float parts are stored, a name in ``DTYPES``; None keeps the checkpoint's
+    :param replace_old: put it in the place of a compressed checkpoint that is there
+    :param listener: told of each step
+    :raises ConfigError: for a recipe, observations or an engine that cannot be used
+    :raises CheckpointError: when the checkpoint cannot be read, or the place not be written
+    """
+    began = time.monotonic()
+    recipe = get_recipe(recipe_name)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    check_place(place, replace=replace_old)
+    source = describe_checkpoint(checkpoint)
+    if source.artifact is not None:
+        raise ConfigError(f"'{checkpoint}' is compressed already, with the recipe '{source.artifact.recipe_name}'; "
+                          f"compress what it was made from, '{source.artifact.origin.checkpoint}'")
+    stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
+    if recipe.needs_calibration and not stored:
+        raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
+    model: Any = load_checkpoint(checkpoint).model
+    report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored), listener=listener)
+    save_artifact(
+        model, place, recipe_name, recipe, report, config=model.config.to_json(), pruning=asdict(PruneKnobs()),
+        dtype=_choose_dtype(source) if dtype is None else DTYPES[dtype], replace=replace_old,
+        origin=Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint), len(stored),
+                      hash_observations(stored) if stored else None))
+    del model  # a large one need not be in memory twice
+    load_checkpoint(place, engine=engine)
+    return Compression(describe_checkpoint(place), report, sum(source.file_bytes.values()),
+                       time.monotonic() - began)
+
+
+def tell_missing_observations(checkpoint: str | Path, recipe_name: str, recipe: Recipe) -> str:
+    """Why a recipe cannot be carried out without observations, and where to get some."""
+    others = [name for name, other in RECIPES.items() if not other.needs_calibration]
+    return (f"the recipe '{recipe_name}' ({recipe.calibrated_part}) must see observations, and '{checkpoint}' comes "
+            f"without; give --calibration a folder with {INDEX}, a line of image and instruction for each picture of "
+            f"the robot's camera (`sqap compress --help` shows one), or take a recipe that needs none: "
+            f"{', '.join(others)}")
+
+
+def _choose_dtype(source: CheckpointFacts) -> torch.dtype:
+    # Of several types the widest, so that nothing is rounded that was not.
+    known = {name_dtype(dtype): dtype for dtype in DTYPES.values()}
+    found = {known.get(name, torch.float32) for name, _ in source.tensors.values()}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
+def _find_version() -> str:
+    try:
+        return metadata.version("sqap_vla_ros")
+    except metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"

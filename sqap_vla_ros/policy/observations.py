@@ -1,0 +1,154 @@
+"""Pictures and instructions on disk, for recipes that must see what the model sees.
+
+A folder with PNG files and ``observations.jsonl``, a line each: ``{"image": "0000.png", "instruction": "pick up the
+red block"}``. They should be what the robot's camera sees at work: a few dozen, from many scenes and stages of a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqap_vla_ros.errors import ConfigError, InputError
+from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.policy.preprocess import prepare_image
+from sqap_vla_ros.quantization.calibration import Run
+
+INDEX = "observations.jsonl"
+_KEYS = {"image", "instruction"}
+_EXAMPLE = '{"image": "0000.png", "instruction": "pick up the red block"}'
+
+
+@dataclass(frozen=True)
+class StoredObservation:
+    """One picture and what was asked for.
+
+    :param rgb: (H, W, 3) uint8
+    :param instruction: in words
+    :param source: where it was read, for errors
+    """
+
+    rgb: np.ndarray
+    instruction: str
+    source: str
+
+
+def write_observations(folder: str | Path, observations: Iterable[tuple[np.ndarray, str]]) -> int:
+    """Write a folder that :func:`read_observations` reads.
+
+    The index comes last, so that a folder with one is complete.
+
+    :param folder: created when missing
+    :param observations: (H, W, 3) uint8 RGB and its instruction
+    :return: how many there were
+    :raises ConfigError: when there is none, one is unusable, or the folder holds an index or cannot be written
+    """
+    folder, lines = Path(folder), []
+    if (folder / INDEX).exists():
+        raise ConfigError(f"'{folder}' holds observations already; name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (rgb, instruction) in enumerate(observations):
+            if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size or not instruction.strip():
+                raise ConfigError(f"observation {number} for '{folder}' is {rgb.dtype} {rgb.shape} with the "
+                                  f"instruction {instruction!r}; it must be a uint8 picture of shape (height, width, "
+                                  "3) with some words")
+            name = f"{number:04d}.png"
+            (folder / name).write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
+            lines.append(json.dumps({"image": name, "instruction": instruction}))
+        if not lines:
+            raise ConfigError(f"there are no observations to write to '{folder}'")
+        (folder / INDEX).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"observations cannot be written to '{folder}': {error}") from error
+    return len(lines)
+
+
+def read_observations(folder: str | Path) -> list[StoredObservation]:
+    """Read a folder of observations, in the order of its index.
+
+    :raises ConfigError: naming file and line of what is missing or cannot be used
+    """
+    folder, index = Path(folder), Path(folder) / INDEX
+    try:
+        text = index.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"'{index}' is missing; a folder of observations has one, with lines such as "
+                          f"{_EXAMPLE}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{index}' is not readable as UTF-8 text: {error}") from error
+    if not text:
+        raise ConfigError(f"'{index}' is empty; it needs a line such as {_EXAMPLE} for each observation")
+    return [_read_line(folder, line, f"'{index}', line {number}")
+            for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1)]
+
+
+def hash_observations(observations: Sequence[StoredObservation]) -> str:
+    """SHA-256 of what a model sees of them: pixels, sizes and words."""
+    digest = hashlib.sha256()
+    for observation in observations:
+        digest.update(f"{observation.rgb.shape}{len(observation.instruction)}{observation.instruction}".encode())
+        digest.update(np.ascontiguousarray(observation.rgb).data)
+    return digest.hexdigest()
+
+
+def calibrate(model: VlaModel, observations: Sequence[StoredObservation],
+              device: torch.device | str = "cpu") -> list[Run]:
+    """Functions that run a model on observations as a policy does, but with every visual token and with gradients.
+
+    :param model: that is to be quantized
+    :param observations: to run it on
+    :param device: where the model is
+    :raises ConfigError: naming file and line of what the model cannot use
+    """
+    return [_build_run(model, observation, device) for observation in observations]
+
+
+def _build_run(model: VlaModel, observation: StoredObservation, device: torch.device | str) -> Run:
+    try:
+        ids = model.tokenize(observation.instruction)
+        pixels, _ = prepare_image(observation.rgb, model.image_spec)
+    except InputError as error:
+        raise ConfigError(f"{observation.source}: {error}") from error
+    pixels = pixels.to(device)
+
+    def run() -> Tensor:
+        sequence = model.build_sequence(model.encode_images(pixels), ids)
+        return model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+
+    return run
+
+
+def _read_line(folder: Path, line: str, source: str) -> StoredObservation:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{source} is not readable as JSON: {error}; a line is like {_EXAMPLE}") from error
+    if not isinstance(values, dict) or values.keys() != _KEYS:
+        raise ConfigError(f"{source} holds {_say(values)}; it must be an object with image and instruction, and "
+                          f"nothing else, like {_EXAMPLE}")
+    image, instruction = values["image"], values["instruction"]
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ConfigError(f"{source} has the instruction {instruction!r}; it must be some words")
+    if not isinstance(image, str) or image != Path(image).name or not image:
+        raise ConfigError(f"{source} names the image {image!r}; it must be the name of a file in '{folder}'")
+    try:
+        content = np.frombuffer((folder / image).read_bytes(), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: the image {image!r} cannot be read: {error}") from error
+    bgr = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if bgr is None:
+        raise ConfigError(f"{source}: '{folder / image}' is no picture, or a damaged one; it must be a PNG file")
+    return StoredObservation(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), instruction, source)
+
+
+def _say(values: object) -> str:
+    return ", ".join(values) or "nothing" if isinstance(values, dict) else type(values).__name__

@@ -1,0 +1,264 @@
+"""The quantized checkpoint on disk: a folder that is read without the model it was made from.
+
+``config.json`` has the model's own values as a float checkpoint has them, ``quantization_config`` for readers of
+compressed-tensors, and in ``sqap`` all that a model needs to be put together again to the bit. Each tensor's hash is
+there too, and one of the whole file, so that nothing that was damaged or mixed up is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.quantization.folder import write_folder
+from sqap_vla_ros.quantization.kernels import get_engine
+from sqap_vla_ros.quantization.public_format import choose_notes, describe_publicly
+from sqap_vla_ros.quantization.quantize import Quantizable
+from sqap_vla_ros.quantization.recipe import Recipe
+from sqap_vla_ros.quantization.report import QuantizationReport, report_linear
+from sqap_vla_ros.quantization.rotation import RotationPlan
+from sqap_vla_ros.quantization.stored_tensors import StoredTensor, describe_tensor, read_tensors
+from sqap_vla_ros.quantization.structure import (
+    FLOAT_DTYPES,
+    SHAPE_TENSOR,
+    Structure,
+    describe_structure,
+    list_tensors,
+    restore_linears_,
+    restore_norms_,
+    restore_online_,
+)
+
+CONFIG_FILE, TENSOR_FILE = "config.json", "model.safetensors"
+SECTION = "sqap"
+# Rises when an older package could no longer read what is written.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an artifact comes from.
+
+    :param package: version of this package that made it
+    :param checkpoint: the float checkpoint, as it was named
+    :param sha256: of that checkpoint's files, by name
+    :param observations: how many calibrated it
+    :param observations_sha256: of their pictures and instructions; None without any
+    """
+
+    package: str
+    checkpoint: str
+    sha256: dict[str, str]
+    observations: int = 0
+    observations_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What config.json tells of an artifact.
+
+    :param folder: where it is
+    :param recipe_name: as it was asked for
+    :param recipe: in full
+    :param structure: what stands where in the model
+    :param float_reasons: name of each part that stayed float, and why
+    :param pruning: recommended knobs of the section ``prune``, by name
+    :param origin: where it comes from
+    :param tensors: what the tensor file holds, by name
+    """
+
+    folder: Path
+    recipe_name: str
+    recipe: Recipe
+    structure: Structure
+    float_reasons: dict[str, str]
+    pruning: dict[str, Any]
+    origin: Origin
+    tensors: dict[str, StoredTensor]
+
+
+def is_artifact(values: Mapping[str, Any]) -> bool:
+    """Whether these are the values of an artifact's config.json, and not a float checkpoint's."""
+    return SECTION in values
+
+
+def check_place(place: str | Path, *, replace: bool) -> None:
+    """Find out whether an artifact may be written there.
+
+    :param replace: whether an artifact that is there may be replaced; nothing else ever is
+    :raises CheckpointError: when something is there that may not be
+    """
+    place = Path(place)
+    if not place.exists():
+        return
+    if not replace:
+        raise CheckpointError(f"'{place}' exists already; name another folder, or ask for it to be replaced")
+    names = {path.name for path in place.iterdir()} if place.is_dir() else {""}
+    try:
+        known = names <= {CONFIG_FILE, TENSOR_FILE} and is_artifact(
+            json.loads((place / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise CheckpointError(f"'{place}' is no compressed checkpoint, or holds other files as well, and is not "
+                              "replaced; name another folder")
+
+
+def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recipe: Recipe,
+                  report: QuantizationReport, *, config: Mapping[str, Any], origin: Origin,
+                  pruning: Mapping[str, Any], dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
+    """Write a quantized model; the folder appears whole or not at all.
+
+    What is read back is this model to the bit, its float parts rounded to ``dtype``.
+
+    :param model: as ``quantize_`` left it, computing in float32
+    :param place: folder that does not exist yet
+    :param recipe_name: what the recipe is called
+    :param recipe: by which it was quantized
+    :param report: what ``quantize_`` returned
+    :param config: the model's own values, as its float checkpoint has them
+    :param origin: where it comes from
+    :param pruning: knobs to recommend
+    :param dtype: how float parts are stored, one of ``FLOAT_DTYPES``; scales are float32 in any case
+    :param replace: put it in the place of an artifact that is there
+    :raises CheckpointError: when it may not or cannot be written; what is there stays then
+    """
+    check_place(place, replace=replace)
+    structure = describe_structure(model, report)
+    tensors = _collect_tensors(model, structure, dtype)
+    section = {
+        "format": FORMAT, "recipe": {"name": recipe_name, **asdict(recipe)},
+        "rotation": None if recipe.rotation is None else {"seed": recipe.seed, "plan": asdict(recipe.rotation)},
+        "structure": structure.to_json(), "float": dict(report.float_reasons), "pruning": dict(pruning),
+        "origin": asdict(origin), "notes": choose_notes(recipe, structure),
+        "tensors": {name: asdict(describe_tensor(tensor)) for name, tensor in tensors.items()}}
+    # As they will be read: tuples become lists, and the numbers that are keys become strings.
+    values = json.loads(json.dumps({
+        **config, "quantization_config": describe_publicly(model, recipe, structure), SECTION: section},
+        allow_nan=False))
+    values[SECTION]["sha256"] = _digest(values)
+    try:
+        with write_folder(Path(place), replace=replace) as draft:
+            save_file(tensors, draft / TENSOR_FILE, metadata={"format": "pt"})
+            (draft / TENSOR_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
+            (draft / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a compressed checkpoint to '{place}': {error}") from error
+
+
+def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
+    """What config.json tells, checked against its own hash; tensors are not read.
+
+    :param folder: of the artifact
+    :param values: of its config.json
+    :raises CheckpointError: when it was changed or damaged, or is of a later format
+    """
+    path, section = folder / CONFIG_FILE, values.get(SECTION)
+    if not isinstance(section, dict):
+        raise CheckpointError(f"'{path}': the section '{SECTION}' must be an object, it is {type(section).__name__}")
+    if section.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' is of format {section.get('format')!r}, and this package reads {FORMAT}; "
+                              "compress the checkpoint again, or use the package that wrote it")
+    if section.get("sha256") != _digest(values):
+        raise CheckpointError(f"'{path}' is not as it was written: its hash is another. Copy the folder again, or "
+                              "compress the checkpoint again")
+    try:
+        recipe = dict(section["recipe"])
+        return Artifact(
+            folder, str(recipe.pop("name")), _read_recipe(recipe), Structure.from_json(section["structure"]),
+            dict(section["float"]), dict(section["pruning"]), Origin(**section["origin"]),
+            {name: StoredTensor(entry["dtype"], tuple(entry["shape"]), entry["sha256"])
+             for name, entry in section["tensors"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}': the section '{SECTION}' is not usable: {error!r}") from error
+
+
+def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "cpu") -> QuantizationReport:
+    """Make a model of its configuration the one that was saved.
+
+    :param model: without weights, on the meta device
+    :param artifact: what config.json tells
+    :param engine: what multiplies the integers, by name
+    :return: what ``quantize_`` returned when it was made
+    :raises ConfigError: for an unknown engine
+    :raises CheckpointError: naming file and tensor, or what does not fit the model
+    """
+    chosen = get_engine(engine)
+    structure, path = artifact.structure, artifact.folder / TENSOR_FILE
+    try:
+        restore_norms_(model, structure)
+        expected = list_tensors(model, structure)
+        _check_listed(path, artifact.tensors, expected)
+        tensors = read_tensors(path, artifact.tensors)
+        floats = {name: tensors.pop(name).to(torch.float32) for name, (dtype, _) in expected.items() if dtype is None}
+        restore_online_(model, structure)
+        # Linears come after: until then they are the empty float ones, whose missing weights nobody asks for.
+        cast(nn.Module, model).load_state_dict(floats, strict=False, assign=True)
+        restore_linears_(model, structure, tensors, chosen)
+    except (ConfigError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"'{artifact.folder / CONFIG_FILE}' describes a model that cannot be built: "
+                              f"{error}") from error
+    modules = dict(model.named_modules())
+    return QuantizationReport(
+        {name: report_linear(cast(Any, modules[name]), entry.rounding) for name, entry in structure.linears.items()},
+        artifact.float_reasons)
+
+
+def _collect_tensors(model: Quantizable, structure: Structure, dtype: torch.dtype) -> dict[str, Tensor]:
+    if dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"float parts are to be stored as {dtype}; allowed are "
+                              f"{', '.join(map(str, FLOAT_DTYPES))}")
+    exact = {f"{name}.{key}": about for name, entry in structure.linears.items()
+             for key, about in entry.tensors().items()}
+    tensors = {name: (tensor if name in exact else tensor.to(dtype)).detach().cpu().contiguous()
+               for name, tensor in cast(nn.Module, model).state_dict().items()}
+    for name, entry in structure.linears.items():
+        if entry.weight_bits is not None:
+            tensors[f"{name}.{SHAPE_TENSOR}"] = torch.tensor(entry.shape)
+    for name, tensor in tensors.items():
+        if name in exact and (tensor.dtype, tuple(tensor.shape)) != exact[name]:
+            raise CheckpointError(f"tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, and an artifact holds "
+                                  f"{exact[name]}; quantize a float32 model")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"tensor '{name}' has values that are not finite{_because(tensor.dtype)}")
+    return tensors
+
+
+def _because(dtype: torch.dtype) -> str:
+    return ", as float16 cannot hold what exceeds 65504; take bfloat16" if dtype == torch.float16 else ""
+
+
+def _check_listed(path: Path, listed: Mapping[str, StoredTensor],
+                  expected: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]) -> None:
+    for name in [*expected, *listed]:
+        if name not in listed or name not in expected:
+            raise CheckpointError(f"the tensor '{name}' of '{path}' is {'not listed' if name in expected else 'extra'}"
+                                  f" in {CONFIG_FILE}, whose structure tells of other tensors")
+        (dtype, shape), found = expected[name], listed[name]
+        allowed = FLOAT_DTYPES if dtype is None else (dtype,)
+        if found.torch_dtype not in allowed or found.shape != shape:
+            raise CheckpointError(f"the tensor '{name}' of '{path}' is {found.dtype} {found.shape}; {CONFIG_FILE} "
+                                  f"describes {' or '.join(map(str, allowed))} {shape}")
+
+
+def _read_recipe(values: dict[str, Any]) -> Recipe:
+    plan = values["rotation"]
+    pairs = {key: tuple((pattern, bits) for pattern, bits in values[key])
+             for key in ("weight_bits_by_pattern", "act_bits_by_pattern")}
+    return Recipe(**{**values, **pairs, "rotation": None if plan is None else RotationPlan(**plan)})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    # Of all values but itself, however they are laid out in the file.
+    rest = {**values, SECTION: {key: value for key, value in values[SECTION].items() if key != "sha256"}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

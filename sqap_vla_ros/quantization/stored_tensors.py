@@ -1,0 +1,112 @@
+"""Tensors in a safetensors file, each held to its type, shape and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sqap_vla_ros.errors import CheckpointError
+
+# safetensors' names.
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I32": torch.int32, "I64": torch.int64,
+           "U8": torch.uint8}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ADVICE = "copy the folder again, or compress the checkpoint again"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What is known of a tensor before it is read.
+
+    :param dtype: by safetensors' name, such as 'BF16'
+    :param shape: its sizes
+    :param sha256: of its bytes
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The type; None for one that is not known here."""
+        return _DTYPES.get(self.dtype)
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """safetensors' name of a type."""
+    return _NAMES[dtype]
+
+
+def describe_tensor(tensor: Tensor) -> StoredTensor:
+    """What a tensor is known by; on the CPU and contiguous."""
+    return StoredTensor(_NAMES[tensor.dtype], tuple(tensor.shape), _hash(tensor))
+
+
+def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Read every tensor into memory of its own.
+
+    :param path: of the file
+    :param listed: what it must hold, by name
+    :raises CheckpointError: naming the file and the tensor that is missing, extra, cut off or not as it was written
+    """
+    header, begin = _read_header(path, next(iter(listed), "none"))
+    size = path.stat().st_size
+    for name in listed:
+        if name not in header:
+            raise CheckpointError(f"'{path}' lacks the tensor '{name}'; it belongs to another config.json: {_ADVICE}")
+    # In the file's order: the first that is cut off is named, and reading goes straight through.
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        if name not in listed:
+            raise CheckpointError(f"'{path}' has the tensor '{name}', of which its config.json does not tell; it "
+                                  f"belongs to another one: {_ADVICE}")
+        if begin + entry["data_offsets"][1] > size:
+            raise CheckpointError(f"'{path}' is cut short within the tensor '{name}': {_ADVICE}")
+    tensors = {}
+    name = ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name, about in listed.items():
+                # A copy: mapped memory follows the file, and is not aligned as torch aligns its own.
+                tensor = file.get_tensor(name).clone()
+                if describe_tensor(tensor) != about:
+                    raise CheckpointError(f"the tensor '{name}' in '{path}' is not as it was written: its hash, type "
+                                          f"or shape is another. {_ADVICE.capitalize()}")
+                tensors[name] = tensor
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"'{path}' cannot be read{f' at the tensor {name!r}' if name else ''}: {error}; "
+                              f"{_ADVICE}") from error
+    return tensors
+
+
+def _read_header(path: Path, first: str) -> tuple[dict[str, dict[str, Any]], int]:
+    # Names to safetensors' entries, and where the tensors begin.
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is missing; a compressed checkpoint holds it beside config.json")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if 8 + length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            start, end = entry["data_offsets"]
+            if not 0 <= int(start) <= int(end):
+                raise ValueError(f"{start} to {end} is no place in a file")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"the header of '{path}' is damaged or cut short, so that no tensor, '{first}' and all "
+                              f"others, can be found: {error}; {_ADVICE}") from error
+    return header, 8 + length
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

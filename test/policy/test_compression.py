@@ -1,0 +1,132 @@
+"""A float checkpoint in, a compressed one out, and what is refused before any work is done."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.models.registry import describe_checkpoint, hash_checkpoint, load_checkpoint, load_model, save_model
+from sqap_vla_ros.policy import compression
+from sqap_vla_ros.policy.compression import compress_checkpoint, find_observations
+from sqap_vla_ros.policy.observations import hash_observations, read_observations, write_observations
+
+TEXT = "pick up the red block"
+
+
+@pytest.fixture
+def source(tiny_demo, tmp_path):
+    """A float checkpoint in bfloat16."""
+    save_model(tiny_demo(), tmp_path / "float", dtype=torch.bfloat16)
+    return tmp_path / "float"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    write_observations(tmp_path / "pictures", [(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), TEXT)] * 2)
+    return tmp_path / "pictures"
+
+
+def test_what_comes_out_says_where_it_comes_from(source, pictures, tmp_path):
+    told = []
+    done = compress_checkpoint(source, tmp_path / "out", "w4a4-gptq", observations=pictures, seed=3,
+                               listener=lambda *step: told.append(step))
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.report == done.report and done.seconds > 0.0
+    assert told == [("linears rounded", count, 21) for count in range(1, 22)]
+    artifact = loaded.artifact
+    assert (artifact.recipe_name, artifact.recipe.seed, artifact.recipe.rounding) == ("w4a4-gptq", 3, "gptq")
+    assert artifact.origin.checkpoint == str(source) and artifact.origin.sha256 == hash_checkpoint(source)
+    assert artifact.origin.sha256["model.safetensors"] == hashlib.sha256(
+        (source / "model.safetensors").read_bytes()).hexdigest()
+    assert (artifact.origin.observations, artifact.origin.observations_sha256) == (
+        2, hash_observations(read_observations(pictures)))
+    assert artifact.pruning["rule"] == "sqap" and artifact.float_reasons == loaded.model.float_reasons()
+    assert done.file_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert done.source_bytes == sum(path.stat().st_size for path in source.iterdir())
+    assert describe_checkpoint(tmp_path / "out").artifact == artifact
+
+
+def test_recipe_without_need_sees_no_observations(source, pictures, tmp_path):
+    compress_checkpoint(source, tmp_path / "out", "w8a8", observations=pictures)
+    assert load_checkpoint(tmp_path / "out").artifact.origin.observations == 0
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(None, torch.bfloat16), ("float32", torch.float32),
+                                               ("float16", torch.float16)])
+def test_float_parts_keep_the_type_of_the_source(source, tmp_path, dtype, stored):
+    compress_checkpoint(source, tmp_path / "out", "w4a4", dtype=dtype)
+    assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == stored
+
+
+def test_of_several_types_the_widest_is_kept(source, tmp_path, tiny_demo):
+    tensors = load_file(source / "model.safetensors")
+    from safetensors.torch import save_file
+    save_file(tensors | {"head_fc1.bias": tensors["head_fc1.bias"].float()}, source / "model.safetensors")
+    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == torch.float32
+
+
+def test_what_rotation_leaves_alone_is_not_rounded_again(source, tmp_path):
+    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    before, after = load_model(source).state_dict(), load_model(tmp_path / "out").state_dict()
+    for name in ("vision.norm.weight", "projector_fc1.weight", "head_fc2.weight", "head_fc2.bias"):
+        assert torch.equal(before[name], after[name])
+
+
+def test_engine_does_not_change_what_is_written(source, pictures, tmp_path):
+    for engine in ("cpu", "reference"):
+        compress_checkpoint(source, tmp_path / engine, "w4a4-gptq", observations=pictures, engine=engine)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "cpu" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
+
+
+def test_refusals_come_before_the_work(source, pictures, tmp_path, monkeypatch):
+    compress_checkpoint(source, tmp_path / "done", "w4a4")
+    monkeypatch.setattr(compression, "load_checkpoint", None)
+    for error, words, arguments, more in (
+            (ConfigError, "unknown recipe 'w3a3'; known are w4a4", (source, tmp_path / "out", "w3a3"), {}),
+            (CheckpointError, "done' exists already", (source, tmp_path / "done", "w4a4"), {}),
+            (CheckpointError, "is no compressed checkpoint, or holds other files",
+             (source, source, "w4a4"), {"replace_old": True}),
+            (CheckpointError, "no checkpoint folder", (tmp_path / "nowhere", tmp_path / "out", "w4a4"), {}),
+            (ConfigError, "compressed already, with the recipe 'w4a4'; compress what it was made from, '.*float'",
+             (tmp_path / "done", tmp_path / "out", "w4a4"), {}),
+            (ConfigError, r"'w4a4-gptq' \(rounding 'gptq'\) must see observations, .* take a recipe that needs none: "
+             "w4a4, w4a4-rtn-plain, w4a8, w8a8, w4a16$", (source, tmp_path / "out", "w4a4-gptq"), {}),
+            (ConfigError, "observations.jsonl' is missing", (source, tmp_path / "out", "qvla-4bit"),
+             {"observations": tmp_path})):
+        with pytest.raises(error, match=words):
+            compress_checkpoint(*arguments, **more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "float", "pictures"]
+
+
+def test_replacing_leaves_the_new_one(source, tmp_path):
+    for recipe in ("w4a4", "w8a8"):
+        compress_checkpoint(source, tmp_path / "out", recipe, replace_old=True)
+        assert load_checkpoint(tmp_path / "out").artifact.recipe_name == recipe
+
+
+def test_only_packaged_checkpoints_bring_observations(pictures, tmp_path, source):
+    pictures.rename(source / "calibration")
+    assert find_observations(source) == []
+    assert len(find_observations(source, source / "calibration")) == 2
+
+
+def test_facts_are_read_from_the_header_alone(source, tmp_path):
+    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    facts = describe_checkpoint(tmp_path / "out")
+    assert facts.tensors.keys() == facts.artifact.tensors.keys()
+    assert all((entry.dtype, entry.shape) == facts.tensors[name] for name, entry in facts.artifact.tensors.items())
+    assert facts.family == "demo" and facts.model.config == load_model(source).config
+    assert all(tensor.is_meta for tensor in facts.model.state_dict().values())
+    (tmp_path / "out/model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' is missing, damaged or cut short"):
+        describe_checkpoint(tmp_path / "out")
+    (tmp_path / "out/config.json").write_text(json.dumps({"family": "demo"}))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        describe_checkpoint(tmp_path / "out")
