@@ -215,7 +215,8 @@ def plan(ros: str, constraints: str) -> list[Step]:
 
     def install_package(log: Path) -> None:
         pip_install(log, "setuptools")  # the next line builds with the one it finds
-        pip_install(log, "--no-build-isolation", "--editable", f"{ROOT}[dev]")
+        # What only tests want, and only beside a recent torch, must not stand in the way of a ROS machine's own.
+        pip_install(log, "--no-build-isolation", "--editable", f"{ROOT}[{'dev' if ros else 'dev,formats'}]")
 
     # Beside an installed torch a range that it satisfies costs nothing; without one, pip would resolve it last and
     # may have fetched another build's companions by then. Hence first and alone.

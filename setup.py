@@ -52,6 +52,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=7", "pytest-timeout>=2"],
+        # Reads what we write; apart from the others, since beside an older torch it cannot be installed.
+        "formats": ["compressed-tensors>=0.20; python_version>='3.11'"],
         "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "mypy>=1.10", "ruff>=0.5",
                 "types-PyYAML"],
     },
