@@ -24,6 +24,7 @@ Exit codes: 0 done, 1 it cannot be used, 2 wrong use.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.epilog = _EPILOG
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT",
                         help="folder of a float or compressed checkpoint, or 'demo' for the one in the package")
     parser.add_argument("--linears", action="store_true", help="a row for each quantized linear of a checkpoint")
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tell, and print one line of JSON."""
+    if args.checkpoint and args.knobs:
+        args.refuse("argument --knobs: not allowed with CHECKPOINT, which says nothing of knobs")
+    if args.linears and not args.checkpoint:
+        args.refuse("argument --linears: name the CHECKPOINT whose linears are to be listed")
     print(json.dumps(_tell_checkpoint(args.checkpoint, linears=args.linears) if args.checkpoint
                      else _tell_installation(knobs=args.knobs)))
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,8 +99,12 @@ def check_place(place: str | Path, *, replace: bool) -> None:
     :param replace: whether an artifact that is there may be replaced; nothing else ever is
     :raises CheckpointError: when something is there that may not be
     """
-    place = Path(place)
+    place = Path(place).resolve()
     if not place.exists():
+        above = next(path for path in place.parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise CheckpointError(f"'{place}' cannot be made, since '{above}' is "
+                                  f"{'not writable' if above.is_dir() else 'no folder'}; name another folder")
         return
     if not replace:
         raise CheckpointError(f"'{place}' exists already; name another folder, or ask for it to be replaced")

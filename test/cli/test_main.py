@@ -12,7 +12,8 @@ from sqap_vla_ros.errors import ConfigError
 @pytest.mark.parametrize("words", [[], ["dance"], ["demo", "--episodes", "0"], ["demo", "--episodes", "many"],
                                    ["demo", "--methods", "float+sqap"], ["demo", "--methods", "w3a3"],
                                    ["demo", "--methods", "float,float"], ["demo", "--speed", "-1"],
-                                   ["demo", "--seed", "-1"], ["info", "--what"]])
+                                   ["demo", "--seed", "-1"], ["info", "--what"], ["info", "--linears"],
+                                   ["info", "demo", "--knobs"]])
 def test_wrong_use_exits_with_2_and_a_sentence(words, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(words)

@@ -164,6 +164,24 @@ def test_saving_into_a_file_is_refused(tiny_demo, tmp_path):
         save_model(tiny_demo(), tmp_path / "file")
 
 
+def test_float_checkpoint_tells_of_no_compression(tiny_demo, folder):
+    checkpoint, facts = registry.load_checkpoint(folder), registry.describe_checkpoint(folder)
+    assert (checkpoint.artifact, checkpoint.report, facts.artifact) == (None, None, None)
+    assert facts.tensors == {name: ("F32", tuple(tensor.shape)) for name, tensor in tiny_demo().state_dict().items()}
+    assert facts.file_bytes == {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_hash_is_of_the_files(folder):
+    before = registry.hash_checkpoint(folder)
+    assert before.keys() == {"config.json", "model.safetensors"}
+    change_config(folder, lambda values: values.update(family="demo "))
+    after = registry.hash_checkpoint(folder)
+    assert [after[name] == before[name] for name in before] == [False, True]
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' cannot be read"):
+        registry.hash_checkpoint(folder)
+
+
 def test_vocabulary_decides_the_embedding(tiny_demo, tmp_path):
     model = tiny_demo()
     model.config = dataclasses.replace(model.config, vocabulary=(*model.config.vocabulary, "tray"))

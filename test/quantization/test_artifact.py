@@ -250,7 +250,7 @@ def test_section_that_is_no_object(saved) -> None:
 def test_existing_folders_are_only_replaced_when_they_are_artifacts(saved, tmp_path) -> None:
     tiny, folder = saved
     report = load_checkpoint(folder).report
-    with pytest.raises(CheckpointError, match=r"saved' exists already"):
+    with pytest.raises(CheckpointError, match="saved' exists already"):
         write(tiny.model, folder, W4A4(), report)
     write(tiny.model, folder, W4A4(seed=0), report, replace=True, dtype=torch.bfloat16)
     assert load_file(folder / "model.safetensors")["head_fc1.bias"].dtype == torch.bfloat16
@@ -262,6 +262,9 @@ def test_existing_folders_are_only_replaced_when_they_are_artifacts(saved, tmp_p
             check_place(place, replace=True)
         with pytest.raises(CheckpointError, match="is not replaced; name another folder"):
             write(tiny.model, place, W4A4(), report, replace=True)
+    with pytest.raises(CheckpointError, match=r"file/deep/out' cannot be made, since '.*file' is no folder"):
+        check_place(tmp_path / "file/deep/out", replace=False)
+    check_place(tmp_path / "deep/er/out", replace=False)
     assert (folder / "diary.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "saved"]
 
