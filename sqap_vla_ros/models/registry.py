@@ -34,6 +34,7 @@ from sqap_vla_ros.quantization.artifact import (
     restore_artifact_,
 )
 from sqap_vla_ros.quantization.report import QuantizationReport
+from sqap_vla_ros.quantization.stored_tensors import list_stored
 
 STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ASSETS = Path(sqap_vla_ros.__file__).parent / "assets"
@@ -130,13 +131,8 @@ def describe_checkpoint(folder: str | Path) -> CheckpointFacts:
     values = _read_config(folder / CONFIG_FILE)
     model: Any = _build(folder / CONFIG_FILE, values)
     artifact = read_artifact(folder, values) if is_artifact(values) else None
-    try:
-        with safe_open(folder / TENSOR_FILE, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-            tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-        file_bytes = {name: (folder / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE)}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder / TENSOR_FILE}' is missing, damaged or cut short: {error}") from error
+    tensors = list_stored(folder / TENSOR_FILE)
+    file_bytes = {name: (folder / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE)}
     return CheckpointFacts(folder, values["family"], model, artifact, tensors, file_bytes)
 
 

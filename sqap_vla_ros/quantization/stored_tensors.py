@@ -19,7 +19,7 @@ from sqap_vla_ros.errors import CheckpointError
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I32": torch.int32, "I64": torch.int64,
            "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_ADVICE = "copy the folder again, or compress the checkpoint again"
+_ADVICE = "copy the folder again, or make it again"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ def describe_tensor(tensor: Tensor) -> StoredTensor:
     return StoredTensor(_NAMES[tensor.dtype], tuple(tensor.shape), _hash(tensor))
 
 
+def list_stored(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """safetensors' type, and shape, of each tensor in a file; only its header is read.
+
+    :raises CheckpointError: when the file is missing or its header damaged
+    """
+    header, _ = _read_header(path, "")
+    try:
+        return {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the header of '{path}' is damaged: {error!r}; {_ADVICE}") from error
+
+
 def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """Read every tensor into memory of its own.
 
@@ -58,7 +70,7 @@ def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Te
     :param listed: what it must hold, by name
     :raises CheckpointError: naming the file and the tensor that is missing, extra, cut off or not as it was written
     """
-    header, begin = _read_header(path, next(iter(listed), "none"))
+    header, begin = _read_header(path, f", '{next(iter(listed), '')}' and all others,")
     size = path.stat().st_size
     for name in listed:
         if name not in header:
@@ -87,15 +99,15 @@ def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Te
     return tensors
 
 
-def _read_header(path: Path, first: str) -> tuple[dict[str, dict[str, Any]], int]:
-    # Names to safetensors' entries, and where the tensors begin.
+def _read_header(path: Path, named: str) -> tuple[dict[str, dict[str, Any]], int]:
+    # Names to safetensors' entries, and where the tensors begin; ``named`` says which ones an error is about.
     if not path.is_file():
-        raise CheckpointError(f"'{path}' is missing; a compressed checkpoint holds it beside config.json")
+        raise CheckpointError(f"'{path}' is missing; a checkpoint holds it beside config.json")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if 8 + length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
+                raise ValueError("it is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for entry in header.values():
@@ -103,8 +115,8 @@ def _read_header(path: Path, first: str) -> tuple[dict[str, dict[str, Any]], int
             if not 0 <= int(start) <= int(end):
                 raise ValueError(f"{start} to {end} is no place in a file")
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"the header of '{path}' is damaged or cut short, so that no tensor, '{first}' and all "
-                              f"others, can be found: {error}; {_ADVICE}") from error
+        raise CheckpointError(f"the header of '{path}' is damaged or cut short, so that no tensor{named} can be found: "
+                              f"{error}; {_ADVICE}") from error
     return header, 8 + length
 
 
