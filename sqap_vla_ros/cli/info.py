@@ -67,6 +67,6 @@ def _tell_checkpoint(checkpoint: str, *, linears: bool) -> dict[str, Any]:
     console = Console(stderr=True)
     told = list_facts(facts) | {name: f"sha256 {value}" for name, value in hashes.items()}
     for name, value in told.items():
-        console.print(f"{name:34}{value}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:36} {value}", highlight=False, markup=False, soft_wrap=True)
     console.print(build_parts_table(facts, parts))
     return {**describe_facts(facts, parts), "sha256": hashes}
