@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
     "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
+    "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),
     "info": ("info", "tell what a checkpoint is, or what this installation can run"),
