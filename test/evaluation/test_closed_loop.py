@@ -168,8 +168,9 @@ def test_blanked_tokens_cover_the_gripper_and_the_target(tabletop, policy):
         gripper = np.isin(labels, [index for index, name in names.items() if name in GRIPPER])
         shares.append((gripper & cells).sum() / gripper.sum())
         block = np.isin(labels, [index for index, name in names.items() if name == f"block_{task.color}"])
-        fields = np.pad(block, 7)
-        expected = [fields[14 * row:14 * row + 28, 14 * column:14 * column + 28].any()
+        # Fields of 28 px in steps of 14; the stem sees every second pixel from 6 before, and 4 px around each.
+        fields = np.pad(block, (10, 11))
+        expected = [fields[14 * row:14 * row + 35, 14 * column:14 * column + 35].any()
                     for row in range(16) for column in range(16)]
         assert block.any() and masks["target"].tolist() == expected
         assert masks["random"].sum() == masks["gripper"].sum() > 5
