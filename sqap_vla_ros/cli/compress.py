@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +76,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sqap_vla_ros.cli.checkpoint_table import build_parts_table, describe_facts, list_parts
+    from sqap_vla_ros.cli.main import end_politely
     from sqap_vla_ros.policy.compression import compress_checkpoint
 
-    # A polite kill ends this as Ctrl-C does; a shell that starts it in the background would have Ctrl-C ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    end_politely()
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sqap_vla_ros.cli.main import INTERRUPTED
+from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
 from sqap_vla_ros.cli.processes import NodeProcess, isolate_ros
 from sqap_vla_ros.cli.progress import DemoProgress, build_table
 from sqap_vla_ros.data import Episode
@@ -41,10 +40,7 @@ def run_verb(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}; take another folder") from error
     isolate_ros(logs)
-    # A polite kill ends the demo as Ctrl-C does, with the nodes ended and the results written; a shell that starts
-    # this in the background would have Ctrl-C ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    end_politely()  # with the nodes ended and the results written
     episodes = [Episode(trial.seed, trial.task.kind, trial.task.color, trial.task.instruction)
                 for trial in choose_trials("base", args.episodes, args.seed)]
     runs: list[MethodRun] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sqap_vla_ros.cli.main import INTERRUPTED
+from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
 from sqap_vla_ros.cli.progress import EvaluationProgress, build_evaluation_table
 from sqap_vla_ros.errors import SqapError
 from sqap_vla_ros.evaluation.chart import draw_success
@@ -33,9 +32,7 @@ _TOLD_OF_METHOD = (*_TOLD, "steps_to_success", "jerk_m_s3", "went_to")
 def run_verb(args: argparse.Namespace) -> int:
     """Play, report, print one line of JSON."""
     console = Console(stderr=True)
-    # A polite kill ends this as Ctrl-C does; a shell that starts it in the background would have Ctrl-C ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    end_politely()
     setup = Setup(args.checkpoint, args.execute_steps, args.blind)
     trials = choose_trials(args.suite, args.episodes, args.seeds.start, args.scene)
     jobs = plan_jobs(args.methods, trials, exchange=args.language != LANGUAGES[0])

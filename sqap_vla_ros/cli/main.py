@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,12 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
             implementation.add_arguments(child)
             child.set_defaults(run=implementation.run)
     return parser
+
+
+def end_politely() -> None:
+    """Let a polite kill end the process as Ctrl-C does, which a shell ignores for what it starts in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

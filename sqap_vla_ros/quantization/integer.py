@@ -13,6 +13,8 @@ from torch import Tensor
 
 # What recipes call numbers that are not rounded.
 FLOAT_BITS = 16
+# The search for the scales of weights: its lowest share of a row's largest magnitude, and how many shares are tried.
+SMALLEST_CLIP_RATIO, CLIP_STEPS = 0.5, 26
 # Scales stop here, so that their inverse is finite and a row of zeros stays one.
 _SMALLEST_SCALE = 1e-30
 

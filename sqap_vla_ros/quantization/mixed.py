@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.quantization.integer import (
+    CLIP_STEPS,
     FLOAT_BITS,
+    SMALLEST_CLIP_RATIO,
     QuantizedTokens,
     pack,
     quantize_tokens,
@@ -24,8 +26,6 @@ from sqap_vla_ros.quantization.kernels.engine import Engine
 
 WIDTHS = (0, 2, 4, 8, 16)
 INTEGER_WIDTHS = (2, 4, 8)
-# The search for the scales of 4 and 8 bits.
-_SMALLEST_CLIP_RATIO, _CLIP_STEPS = 0.5, 26
 
 
 def quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """
     if bits == 2:
         return _quantize_ternary(weight)
-    return quantize_weight(weight, bits, smallest_clip_ratio=_SMALLEST_CLIP_RATIO, steps=_CLIP_STEPS)
+    return quantize_weight(weight, bits, smallest_clip_ratio=SMALLEST_CLIP_RATIO, steps=CLIP_STEPS)
 
 
 def round_rows(weight: Tensor, bits: int) -> Tensor:

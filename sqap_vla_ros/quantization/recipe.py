@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.quantization.integer import FLOAT_BITS
+from sqap_vla_ros.quantization.integer import CLIP_STEPS, FLOAT_BITS, SMALLEST_CLIP_RATIO
 from sqap_vla_ros.quantization.rotation import RotationPlan
 
 # What the knob offers beside the recipes: a float checkpoint as it is, and a compressed one as it is.
@@ -22,7 +22,8 @@ FLOAT, STORED = "float", "stored"
 ROUNDINGS = ("nearest", "gptq")
 GROUP_SIZES = (None, 64, 128)
 # What mixed widths leave no choice of: each row is rounded to nearest, with a scale and a search of its own.
-_FIXED_BY_MEAN_BITS = {"rounding": "nearest", "group_size": None, "smallest_clip_ratio": 0.5, "clip_steps": 26}
+_FIXED_BY_MEAN_BITS = {"rounding": "nearest", "group_size": None, "smallest_clip_ratio": SMALLEST_CLIP_RATIO,
+                       "clip_steps": CLIP_STEPS}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Recipe:
     damping_ratio: float = 0.01
     order_by_activation: bool = True
     seed: int = 0
-    smallest_clip_ratio: float = 0.5
-    clip_steps: int = 26
+    smallest_clip_ratio: float = SMALLEST_CLIP_RATIO
+    clip_steps: int = CLIP_STEPS
     act_clip_ratio: float = 0.9
     weight_bits_by_pattern: tuple[tuple[str, int], ...] = ()
     act_bits_by_pattern: tuple[tuple[str, int], ...] = ()
@@ -150,9 +151,8 @@ class MixedWidths(Recipe):
 
 
 # The baselines differ from 'w4a4' in the one thing their name says; rounding, clip search and clipping are the same.
-# Of the mixed widths the weight-only ones keep the channels that training made, as QVLA does: on pictures of the demo
-# policy rotation moves the actions no less (squared distance from float 0.0012 without, 0.0014 with it). Activations of
-# four bits cannot do without (0.068 and 0.011).
+# Of the mixed widths the weight-only ones keep the channels that training made, as QVLA does, since rotation brings
+# them no nearer to the float actions; activations of four bits cannot do without it.
 RECIPES: dict[str, Recipe] = {
     "w4a4": W4A4(),
     "w4a4-gptq": W4A4(rounding="gptq"),
