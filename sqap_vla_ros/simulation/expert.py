@@ -23,6 +23,9 @@ _OPEN_M = 2 * FINGER_TRAVEL_M
 _CARRY_Z = 0.14
 _TRAY_RELEASE_M = 0.020
 _STACK_RELEASE_M = 0.004
+_FUNNEL_SLOPE = 1.5
+_TRAVEL_BELOW_M = 0.07
+_RELEASE_ASIDE_M = 0.010
 _LIFTED_M = 0.03
 _TO_TRAY = ("place", "pick-place", "place-reach")
 _WIDEST_YAW_RAD = math.radians(60)
@@ -99,8 +102,8 @@ def _goal(state: State, task: Task, name: str, layout: Layout) -> Goal:
             return np.array([state.tcp[0], state.tcp[1], _CARRY_Z]), state.yaw, 0.0
         if task.kind == "stack":
             lower = state.blocks[task.other]
-            return _deliver(state, block, lower[:2], lower[2] + layout.block_size_m + _STACK_RELEASE_M, 0.018)
-        return _deliver(state, block, state.tray[:2], layout.block_size_m / 2 + _TRAY_RELEASE_M, 0.025)
+            return _deliver(state, block, lower[:2], lower[2] + layout.block_size_m + _STACK_RELEASE_M, 0.010)
+        return _deliver(state, block, state.tray[:2], layout.block_size_m / 2 + _TRAY_RELEASE_M, 0.015)
     return _approach(state, name, layout)
 
 
@@ -114,23 +117,19 @@ def _approach(state: State, name: str, layout: Layout) -> Goal:
     aside = float(np.linalg.norm(state.tcp[:2] - block[:2]))
     turned = abs(yaw - state.yaw)
     height = max(np.clip((aside - 0.006) * 3.0, 0.0, 0.075), np.clip((turned - 0.15) * 0.4, 0.0, 0.06))
-    goal = np.array([block[0], block[1], block[2] + height])
-    if state.opening < layout.block_size_m + 0.02 and aside > 0.012:
-        goal[2] = max(goal[2], block[2] + 0.06)
     there = aside < 0.010 and abs(state.tcp[2] - block[2]) < 0.010
-    return goal, yaw, 0.0 if there else 1.0
+    return np.array([block[0], block[1], block[2] + height]), yaw, 0.0 if there else 1.0
 
 
-def _deliver(state: State, block: np.ndarray, spot: np.ndarray, release_z: float, tolerance_m: float) -> Goal:
-    # Lift before travelling, so that blocks in between stay where they are; down only over the spot.
+def _deliver(state: State, block: np.ndarray, spot: np.ndarray, release_z: float, slack_m: float) -> Goal:
+    # The same funnel, wider. Below it the block is lifted before it travels, so that blocks in between stay where they
+    # are. Nowhere does the goal jump: who is unsure of the way learns the mean of what lies around, which must lead on.
     aside = float(np.linalg.norm(block[:2] - spot))
-    offset = block[:2] - state.tcp[:2]
-    if aside < tolerance_m:
-        over = state.tcp[2] < release_z + 0.010
-        return np.array([*(spot - offset), release_z - 0.005]), state.yaw, 1.0 if over else 0.0
-    reach = np.clip((state.tcp[2] - release_z) / 0.05, 0.0, 1.0)
-    sideways = (spot - block[:2]) * reach
-    return np.array([*(state.tcp[:2] + sideways), _CARRY_Z]), state.yaw, 0.0
+    height = min(release_z - 0.005 + max(aside - slack_m, 0.0) * _FUNNEL_SLOPE, _CARRY_Z)
+    share = np.clip(1.0 - (height - state.tcp[2]) / _TRAVEL_BELOW_M, 0.0, 1.0)
+    above = aside < slack_m + _RELEASE_ASIDE_M and state.tcp[2] < release_z + 0.010
+    goal = np.array([*(state.tcp[:2] + share * (spot - block[:2])), height])
+    return goal, state.yaw, 1.0 if above else 0.0
 
 
 def _leave(state: State, block: np.ndarray, layout: Layout) -> Goal:

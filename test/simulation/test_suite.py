@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.simulation.expert import find_target, grasp_yaw
+from sqap_vla_ros.simulation.expert import MAX_STEP_M, act, find_target, grasp_yaw
 from sqap_vla_ros.simulation.goals import State, goal_reached
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.scene import draw_scene
@@ -149,3 +149,19 @@ def test_the_expert_takes_no_second_block_once_one_is_stacked():
 def test_grasps_turn_the_short_way_and_never_far(block, gripper, expected):
     turned = state(yaw=gripper, yaws={"red": block, "red_2": 0.0, "blue": 0.0})
     assert grasp_yaw(turned, "red") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", [Task("stack", "red", "left", "blue"), Task("place", "red", "left"),
+                                  Task("pick", "red", "left")])
+def test_the_expert_leads_on_wherever_one_is_unsure(task):
+    """Moved by 1 mm, it moves by a few millimetres more or less, so that the mean of what lies around leads on too."""
+    def step(place):
+        held = task.kind != "pick"
+        blocks = {**state().blocks, "red": place} if held else state().blocks
+        return act(state(tcp=place, opening=0.05 if held else 0.09, blocks=blocks), task, LAYOUT)[:3]
+
+    over = {"stack": state().blocks["blue"], "place": state().tray, "pick": state().blocks["red"]}[task.kind]
+    # Past the first millimetres, where the gripper closes or opens and another goal begins.
+    for height in np.arange(0.05, 0.2, 0.015) + (0.05 if task.kind == "stack" else 0.0):
+        steps = np.array([step(np.array([over[0] + aside, over[1], height])) for aside in np.arange(0.012, 0.12, 0.001)])
+        assert np.abs(np.diff(steps, axis=0)).max() < 0.15 * MAX_STEP_M
