@@ -22,21 +22,21 @@ _CHOICES = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
 _RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name not in ("float", "stored"))
 _DTYPES = ("source", "bfloat16", "float16", "float32")
 _EPILOG = """recipes:
-  w4a4-gptq          4-bit weights and activations behind a rotation, each layer making up for what rounding cost: the
+  w4a4               4-bit weights and activations behind a rotation, each layer making up for what rounding cost: the
                      one to take where 4 bits are wanted
-  w4a8-gptq          the same with 8-bit activations: nearly as small, closer to the float model
-  w4a4, w4a8, w8a8   plain rounding; w4a16 leaves activations float. These need no observations
+  w4a8               the same with 8-bit activations: nearly as small, closer to the float model
+  w4a4-rtn, w4a8-rtn, w8a8   plain rounding; w4a16 leaves activations float. These need no observations
   qvla-4bit, qvla-w4a4                 0 to 16 bits for each output channel, 4 on average, where the actions need them
   w4a4-rtn-plain, smoothquant-...      baselines, to see what rotation and compensation are good for
 
-observations (w4a4-gptq, w4a8-gptq, qvla-..., smoothquant-... must see some):
+observations (w4a4, w4a8, qvla-..., smoothquant-... must see some):
   A folder with PNG pictures of the robot's camera and a file observations.jsonl, a line for each:
     {"image": "0000.png", "instruction": "pick up the red block"}
   A few dozen from many scenes and stages of a task are enough; 'demo' brings its own.
 
 examples:
-  sqap compress demo out/demo-w4a4 --recipe w4a4-gptq
-  sqap compress ~/my-policy out/my-policy-w4a8 --recipe w4a8-gptq --calibration ~/my-observations
+  sqap compress demo out/demo-w4a4 --recipe w4a4
+  sqap compress ~/my-policy out/my-policy-w4a8 --recipe w4a8 --calibration ~/my-observations
   sqap info out/demo-w4a4                                                      what came out
   sqap evaluate --checkpoint out/demo-w4a4 --methods stored,stored+sqap@0.4    what it can do
 A policy node runs it with model.checkpoint:=OUT and model.recipe:=stored; the float checkpoint is not needed any more.

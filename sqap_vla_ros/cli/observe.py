@@ -10,7 +10,7 @@ from sqap_vla_ros.cli.arguments import read_number
 
 _EPILOG = """examples:
   sqap observe out/observations                          64 pictures from 64 scenes, a few seconds
-  sqap compress demo out/w4a4 --recipe w4a4-gptq --calibration out/observations
+  sqap compress demo out/w4a4 --recipe w4a4 --calibration out/observations
 
 The folder holds PNG files and observations.jsonl, a line each: {"image": "0000.png", "instruction": "..."}. Pictures of
 your own robot can stand in one just as well.

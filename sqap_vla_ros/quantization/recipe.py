@@ -150,15 +150,15 @@ class MixedWidths(Recipe):
     measured_pairs: int = 16
 
 
-# The baselines differ from 'w4a4' in the one thing their name says; rounding, clip search and clipping are the same.
+# The baselines differ from 'w4a4' in the one thing their name says; clip search and clipping are the same.
 # Of the mixed widths the weight-only ones keep the channels that training made, as QVLA does, since rotation brings
 # them no nearer to the float actions; activations of four bits cannot do without it.
 RECIPES: dict[str, Recipe] = {
-    "w4a4": W4A4(),
-    "w4a4-gptq": W4A4(rounding="gptq"),
+    "w4a4": W4A4(rounding="gptq"),
+    "w4a4-rtn": W4A4(),
     "w4a4-rtn-plain": W4A4(rotation=None),
-    "w4a8": W4A8(),
-    "w4a8-gptq": W4A8(rounding="gptq"),
+    "w4a8": W4A8(rounding="gptq"),
+    "w4a8-rtn": W4A8(),
     "w8a8": W8A8(),
     "w4a16": WeightOnly4(),
     "smoothquant-w8a8": W8A8(rotation=None, smoothing=0.5),

@@ -30,7 +30,7 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-@pytest.mark.parametrize("recipe", ["w4a4-gptq", "qvla-4bit"])
+@pytest.mark.parametrize("recipe", ["w4a4", "qvla-4bit"])
 def test_checkpoint_is_compressed_and_told_of(untrained, pictures, tmp_path, capsys, monkeypatch, recipe):
     monkeypatch.setenv("COLUMNS", "120")
     out = tmp_path / "out"
@@ -55,11 +55,11 @@ def test_checkpoint_is_compressed_and_told_of(untrained, pictures, tmp_path, cap
 def test_info_tells_what_a_compressed_checkpoint_is(untrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     out = tmp_path / "out"
-    assert cli.main(["compress", str(untrained), str(out), "--recipe", "w4a8"]) == 0
+    assert cli.main(["compress", str(untrained), str(out), "--recipe", "w4a8-rtn"]) == 0
     written, _ = last_line(capsys)
     assert cli.main(["info", str(out)]) == 0
     line, told = last_line(capsys)
-    assert (line["family"], line["compressed"], line["recipe"]) == ("demo", True, "w4a8")
+    assert (line["family"], line["compressed"], line["recipe"]) == ("demo", True, "w4a8-rtn")
     assert (line["bytes"], line["weight_bytes"], line["ratio"]) == (
         written["bytes"], written["weight_bytes"], written["ratio"])
     source = hashlib.sha256((untrained / "model.safetensors").read_bytes()).hexdigest()
@@ -92,14 +92,14 @@ def test_info_tells_what_a_float_checkpoint_is(untrained, capsys):
 
 
 def test_missing_observations_are_told_with_the_way_to_some(untrained, tmp_path, capsys):
-    assert cli.main(["compress", str(untrained), str(tmp_path / "out"), "--recipe", "w4a4-gptq"]) == 1
+    assert cli.main(["compress", str(untrained), str(tmp_path / "out"), "--recipe", "w4a4"]) == 1
     told = capsys.readouterr().err
     assert "must see observations" in told and "give --calibration a folder with observations.jsonl" in told
     assert not (tmp_path / "out").exists()
 
 
 def test_evaluation_plays_a_compressed_checkpoint(sqap, untrained, tmp_path):
-    assert cli.main(["compress", str(untrained), str(tmp_path / "small"), "--recipe", "w4a4"]) == 0
+    assert cli.main(["compress", str(untrained), str(tmp_path / "small"), "--recipe", "w4a4-rtn"]) == 0
     process = sqap("evaluate", "--checkpoint", tmp_path / "small", "--methods", "stored,stored+sqap@0.4", "--episodes",
                    1, "--workers", 1, "--execute-steps", 4, "--out", tmp_path / "out")
     output, errors = process.communicate(timeout=110)
@@ -117,16 +117,16 @@ def test_ended_compression_leaves_nothing_at_its_place(sqap, untrained, pictures
     assert output == "" and "linears rounded" not in errors and not place.exists()
     if number != signal.SIGKILL:
         assert process.returncode == 130 and errors.endswith("sqap compress: ended by Ctrl-C\n"), errors
-    assert cli.main(["compress", str(untrained), str(place), "--recipe", "w4a4"]) == 0
+    assert cli.main(["compress", str(untrained), str(place), "--recipe", "w4a4-rtn"]) == 0
     assert [path.name for path in place.parent.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["a", "b"], "the following arguments are required: --recipe"), (["a", "--recipe", "w4a4"], "required: OUT"),
+    (["a", "b"], "the following arguments are required: --recipe"), (["a", "--recipe", "w4a4-rtn"], "required: OUT"),
     (["a", "b", "--recipe", "float"], "invalid choice: 'float'"), (["a", "b", "--recipe", "w3a3"], "invalid choice"),
-    (["a", "b", "--recipe", "w4a4", "--dtype", "int8"], "invalid choice: 'int8'"),
-    (["a", "b", "--recipe", "w4a4", "--seed", "-1"], "argument --seed: -1 is not allowed"),
-    (["a", "b", "--recipe", "w4a4", "--engine", "gpu"], "invalid choice: 'gpu'")])
+    (["a", "b", "--recipe", "w4a4-rtn", "--dtype", "int8"], "invalid choice: 'int8'"),
+    (["a", "b", "--recipe", "w4a4-rtn", "--seed", "-1"], "argument --seed: -1 is not allowed"),
+    (["a", "b", "--recipe", "w4a4-rtn", "--engine", "gpu"], "invalid choice: 'gpu'")])
 def test_wrong_use_exits_with_2_and_a_sentence(words, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["compress", *words])

@@ -56,13 +56,13 @@ def test_packaged_policy_is_measured(sqap, tmp_path):
 
 
 def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
-    words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", "float,w4a4", "--episodes", 2,
+    words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", "float,w4a4-rtn", "--episodes", 2,
              "--execute-steps", 4, "--checkpoint", untrained, "--out", tmp_path, "--workers")
     code, output, errors = finish(sqap(*words, 2))
     assert code == 0, errors
     whole = json.loads(output[-1])
-    assert list(whole["methods"]["w4a4"]["tasks"]) == ["small", "crowded"]
-    assert whole["compared"]["w4a4"]["episodes"] == 2
+    assert list(whole["methods"]["w4a4-rtn"]["tasks"]) == ["small", "crowded"]
+    assert whole["compared"]["w4a4-rtn"]["episodes"] == 2
     path = tmp_path / "episodes.jsonl"
     text = path.read_text()
     assert len(text.splitlines()) == 4

@@ -64,7 +64,7 @@ def test_results_table_shows_both_methods():
     row = {"method": "float", "successes": 11, "episodes": 12, "interval": [0.6461, 0.9851], "kept_tokens": 256,
            "total_tokens": 256, "weight_bytes": 20_000_000, "latency_ms": {"llm": {"p50": 30.04, "p95": 41.0}}}
     table = reference.format_results({
-        "float": row, "compressed": row | {"method": "w4a4", "kept_tokens": 154}, "settings": {"first_seed": 5},
+        "float": row, "compressed": row | {"method": "w4a4-rtn", "kept_tokens": 154}, "settings": {"first_seed": 5},
         "machine": {"processor": "A CPU", "cores": 2}, "versions": {"torch": "2.13.0"}, "success": 0.9})
     assert "| success | 11 of 12 | 11 of 12 |" in table and "| llm, ms p50 / p95 | 30.0 / 41.0 |" in table
     assert "154 of 256" in table and "65% to 99%" in table and "--seed 5` on A CPU, 2 cores, torch 2.13.0" in table

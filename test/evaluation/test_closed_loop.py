@@ -23,7 +23,7 @@ from sqap_vla_ros.simulation.scene import draw_scene
 from sqap_vla_ros.simulation.suite import SUITES, Trial, choose_trials
 from sqap_vla_ros.simulation.tasks import Task
 
-FLOAT, COMPRESSED = parse_methods("float,w4a4+sqap@0.4")
+FLOAT, COMPRESSED = parse_methods("float,w4a4-rtn+sqap@0.4")
 GRIPPER = FootprintKnobs().frames
 
 
@@ -90,7 +90,7 @@ def test_episode_depends_on_its_job_alone(checkpoint, blind):
     assert (record.method, record.seed, record.group, record.steps) == ("float", first.trial.seed, "pick", 60)
     assert record.target == first.trial.task.color and record.nearest in draw_scene(Layout(), record.seed).colors
     assert not record.success and record.jerk > 0.0
-    assert played[1].method == "w4a4+sqap@0.4"
+    assert played[1].method == "w4a4-rtn+sqap@0.4"
 
 
 def test_unknown_frame_is_named(tabletop):

@@ -33,13 +33,13 @@ def pictures(tmp_path):
 
 def test_what_comes_out_says_where_it_comes_from(source, pictures, tmp_path):
     told = []
-    done = compress_checkpoint(source, tmp_path / "out", "w4a4-gptq", observations=pictures, seed=3,
+    done = compress_checkpoint(source, tmp_path / "out", "w4a4", observations=pictures, seed=3,
                                listener=lambda *step: told.append(step))
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.report == done.report and done.seconds > 0.0
     assert told == [("linears rounded", count, 21) for count in range(1, 22)]
     artifact = loaded.artifact
-    assert (artifact.recipe_name, artifact.recipe.seed, artifact.recipe.rounding) == ("w4a4-gptq", 3, "gptq")
+    assert (artifact.recipe_name, artifact.recipe.seed, artifact.recipe.rounding) == ("w4a4", 3, "gptq")
     assert artifact.origin.checkpoint == str(source) and artifact.origin.sha256 == hash_checkpoint(source)
     assert artifact.origin.sha256["model.safetensors"] == hashlib.sha256(
         (source / "model.safetensors").read_bytes()).hexdigest()
@@ -59,7 +59,7 @@ def test_recipe_without_need_sees_no_observations(source, pictures, tmp_path):
 @pytest.mark.parametrize(("dtype", "stored"), [(None, torch.bfloat16), ("float32", torch.float32),
                                                ("float16", torch.float16)])
 def test_float_parts_keep_the_type_of_the_source(source, tmp_path, dtype, stored):
-    compress_checkpoint(source, tmp_path / "out", "w4a4", dtype=dtype)
+    compress_checkpoint(source, tmp_path / "out", "w4a4-rtn", dtype=dtype)
     assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == stored
 
 
@@ -67,12 +67,12 @@ def test_of_several_types_the_widest_is_kept(source, tmp_path, tiny_demo):
     tensors = load_file(source / "model.safetensors")
     from safetensors.torch import save_file
     save_file(tensors | {"head_fc1.bias": tensors["head_fc1.bias"].float()}, source / "model.safetensors")
-    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
     assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == torch.float32
 
 
 def test_what_rotation_leaves_alone_is_not_rounded_again(source, tmp_path):
-    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
     before, after = load_model(source).state_dict(), load_model(tmp_path / "out").state_dict()
     for name in ("vision.norm.weight", "projector_fc1.weight", "head_fc2.weight", "head_fc2.bias"):
         assert torch.equal(before[name], after[name])
@@ -80,24 +80,24 @@ def test_what_rotation_leaves_alone_is_not_rounded_again(source, tmp_path):
 
 def test_engine_does_not_change_what_is_written(source, pictures, tmp_path):
     for engine in ("cpu", "reference"):
-        compress_checkpoint(source, tmp_path / engine, "w4a4-gptq", observations=pictures, engine=engine)
+        compress_checkpoint(source, tmp_path / engine, "w4a4", observations=pictures, engine=engine)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "cpu" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
 
 
 def test_refusals_come_before_the_work(source, pictures, tmp_path, monkeypatch):
-    compress_checkpoint(source, tmp_path / "done", "w4a4")
+    compress_checkpoint(source, tmp_path / "done", "w4a4-rtn")
     monkeypatch.setattr(compression, "load_checkpoint", None)
     for error, words, arguments, more in (
             (ConfigError, "unknown recipe 'w3a3'; known are w4a4", (source, tmp_path / "out", "w3a3"), {}),
-            (CheckpointError, "done' exists already", (source, tmp_path / "done", "w4a4"), {}),
+            (CheckpointError, "done' exists already", (source, tmp_path / "done", "w4a4-rtn"), {}),
             (CheckpointError, "is no compressed checkpoint, or holds other files",
-             (source, source, "w4a4"), {"replace_old": True}),
-            (CheckpointError, "no checkpoint folder", (tmp_path / "nowhere", tmp_path / "out", "w4a4"), {}),
-            (ConfigError, "compressed already, with the recipe 'w4a4'; compress what it was made from, '.*float'",
-             (tmp_path / "done", tmp_path / "out", "w4a4"), {}),
-            (ConfigError, r"'w4a4-gptq' \(rounding 'gptq'\) must see observations, .* take a recipe that needs none: "
-             "w4a4, w4a4-rtn-plain, w4a8, w8a8, w4a16$", (source, tmp_path / "out", "w4a4-gptq"), {}),
+             (source, source, "w4a4-rtn"), {"replace_old": True}),
+            (CheckpointError, "no checkpoint folder", (tmp_path / "nowhere", tmp_path / "out", "w4a4-rtn"), {}),
+            (ConfigError, "compressed already, with the recipe 'w4a4-rtn'; compress what it was made from, '.*float'",
+             (tmp_path / "done", tmp_path / "out", "w4a4-rtn"), {}),
+            (ConfigError, r"'w4a4' \(rounding 'gptq'\) must see observations, .* take a recipe that needs none: "
+             "w4a4-rtn, w4a4-rtn-plain, w4a8-rtn, w8a8, w4a16$", (source, tmp_path / "out", "w4a4"), {}),
             (ConfigError, "observations.jsonl' is missing", (source, tmp_path / "out", "qvla-4bit"),
              {"observations": tmp_path})):
         with pytest.raises(error, match=words):
@@ -106,7 +106,7 @@ def test_refusals_come_before_the_work(source, pictures, tmp_path, monkeypatch):
 
 
 def test_replacing_leaves_the_new_one(source, tmp_path):
-    for recipe in ("w4a4", "w8a8"):
+    for recipe in ("w4a4-rtn", "w8a8"):
         compress_checkpoint(source, tmp_path / "out", recipe, replace_old=True)
         assert load_checkpoint(tmp_path / "out").artifact.recipe_name == recipe
 
@@ -118,7 +118,7 @@ def test_only_packaged_checkpoints_bring_observations(pictures, tmp_path, source
 
 
 def test_facts_are_read_from_the_header_alone(source, tmp_path):
-    compress_checkpoint(source, tmp_path / "out", "w4a4")
+    compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
     facts = describe_checkpoint(tmp_path / "out")
     assert facts.tensors.keys() == facts.artifact.tensors.keys()
     assert all((entry.dtype, entry.shape) == facts.tensors[name] for name, entry in facts.artifact.tensors.items())

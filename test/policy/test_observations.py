@@ -135,7 +135,7 @@ def test_calibration_runs_the_whole_sequence_as_a_policy_does(folder, tiny_demo)
 
 
 def test_calibration_follows_the_model_and_serves_every_recipe(folder, tiny_demo):
-    for name in ("w4a4-gptq", "smoothquant-w8a8", "qvla-w4a4"):
+    for name in ("w4a4", "smoothquant-w8a8", "qvla-w4a4"):
         model = tiny_demo()
         before = model.head_fc1.weight.clone()
         quantize_(model, RECIPES[name], calibration=calibrate(model, read_observations(folder)))

@@ -115,7 +115,7 @@ def test_pruning_nothing_changes_nothing(build):
 
 
 def test_the_same_observation_gives_the_same_actions(build):
-    knobs = {"model__recipe": "w4a4"}
+    knobs = {"model__recipe": "w4a4-rtn"}
     first, second = build(**knobs), build(**knobs)
     expected = first.infer(observe(HAND)).chunk.steps
     first.infer(observe(FINGER, seed=1))
@@ -127,14 +127,14 @@ def test_the_same_observation_gives_the_same_actions(build):
 def test_both_engines_agree_and_stay_near_the_float_model(build):
     plain = build(prune__rule="none").infer(observe()).chunk.steps
     found = {}
-    for recipe in ("w4a4", "w8a8"):
+    for recipe in ("w4a4-rtn", "w8a8"):
         for engine in ("cpu", "reference"):
             policy = build(prune__rule="none", model__recipe=recipe, model__engine=engine)
             layers = [module for module in policy.model.modules() if isinstance(module, QuantLinear)]
             assert len(layers) == 3 * 7
             assert {layer.engine.name for layer in layers} == {engine}
             found[recipe, engine] = policy.infer(observe()).chunk.steps
-    for recipe, decibels in (("w4a4", 25.0), ("w8a8", 45.0)):
+    for recipe, decibels in (("w4a4-rtn", 25.0), ("w8a8", 45.0)):
         np.testing.assert_allclose(found[recipe, "cpu"], found[recipe, "reference"], atol=1e-6)
         error = found[recipe, "cpu"] - plain
         assert 10 * np.log10((plain**2).sum() / (error**2).sum()) > decibels
@@ -145,8 +145,8 @@ def test_it_tells_what_runs(build):
     plain = build().describe()
     assert plain == {"family": "demo", "recipe": "float", "engine": "float32", "device": "cpu",
                      "weight_bytes": linears, "float32_bytes": linears, "kept_tokens": 32, "total_tokens": 64}
-    small = build(model__recipe="w4a4", prune__rule="none").describe()
-    assert (small["recipe"], small["engine"], small["kept_tokens"]) == ("w4a4", "cpu", 64)
+    small = build(model__recipe="w4a4-rtn", prune__rule="none").describe()
+    assert (small["recipe"], small["engine"], small["kept_tokens"]) == ("w4a4-rtn", "cpu", 64)
     assert small["float32_bytes"] == linears
     # Four bits of thirty-two, and one scale per output channel.
     assert linears / 8 < small["weight_bytes"] < linears / 8 + linears / 32
@@ -163,7 +163,7 @@ def test_actions_that_are_not_finite_hold_the_robot(build):
 
 
 def test_warming_up_finds_a_model_that_answers_otherwise_than_it_says(build):
-    policy = build(model__recipe="w4a4")
+    policy = build(model__recipe="w4a4-rtn")
     policy.warm_up()
     policy.model.predict_actions = lambda hidden: torch.zeros(1, 3, 7)
     with pytest.raises(InferenceError, match=r"shape \(1, 3, 7\); its specification says \(1, 4, 7\)"):
@@ -222,7 +222,7 @@ def test_a_resize_that_is_not_known_is_refused(build, tiny_demo, monkeypatch):
         build()
 
 
-def compress(tiny_demo, tmp_path, recipe="w4a4", **more):
+def compress(tiny_demo, tmp_path, recipe="w4a4-rtn", **more):
     """A compressed checkpoint, and knobs that run it."""
     save_model(tiny_demo(), tmp_path / "float")
     compress_checkpoint(tmp_path / "float", tmp_path / recipe, recipe, **more)
@@ -232,12 +232,12 @@ def compress(tiny_demo, tmp_path, recipe="w4a4", **more):
 @pytest.mark.parametrize("engine", ["cpu", "reference"])
 def test_compressed_checkpoint_does_what_compressing_at_start_does(build, tiny_demo, tmp_path, engine):
     stored = build(**compress(tiny_demo, tmp_path), model__engine=engine)
-    fresh = build(model__recipe="w4a4", model__engine=engine)
+    fresh = build(model__recipe="w4a4-rtn", model__engine=engine)
     for observation in (observe(HAND), observe(FINGER, seed=1)):
         ours, theirs = (policy.infer(observation) for policy in (stored, fresh))
         np.testing.assert_array_equal(ours.chunk.steps, theirs.chunk.steps)
         np.testing.assert_array_equal(ours.tokens[0].kept, theirs.tokens[0].kept)
-    assert stored.describe() == fresh.describe() | {"recipe": "stored", "stored_recipe": "w4a4"}
+    assert stored.describe() == fresh.describe() | {"recipe": "stored", "stored_recipe": "w4a4-rtn"}
     assert {module.engine.name for module in stored.model.modules() if isinstance(module, QuantLinear)} == {engine}
 
 
@@ -249,11 +249,11 @@ def test_compressed_checkpoint_runs_without_the_float_one(build, tiny_demo, tmp_
     assert policy.infer(observe(HAND)).chunk.steps.shape == (4, 7)
 
 
-@pytest.mark.parametrize("recipe", ["float", "w4a4", "w8a8"])
+@pytest.mark.parametrize("recipe", ["float", "w4a4-rtn", "w8a8"])
 def test_compressed_checkpoint_takes_no_other_recipe(build, tiny_demo, tmp_path, recipe):
     knobs = compress(tiny_demo, tmp_path)
-    with pytest.raises(ConfigError, match=rf"compressed with the recipe 'w4a4', and model\.recipe is '{recipe}'; set "
-                                          r"model\.recipe to 'stored' .* made from, '.*float'"):
+    with pytest.raises(ConfigError, match=rf"compressed with the recipe 'w4a4-rtn', and model\.recipe is '{recipe}'; "
+                                          r"set model\.recipe to 'stored' .* made from, '.*float'"):
         build(**{**knobs, "model__recipe": recipe})
 
 
@@ -262,7 +262,7 @@ def test_float_checkpoint_is_not_stored_compressed(build):
         build(model__recipe="stored")
 
 
-@pytest.mark.parametrize("recipe", ["w4a4-gptq", "w4a8-gptq", "smoothquant-w8a8", "qvla-4bit"])
+@pytest.mark.parametrize("recipe", ["w4a4", "w4a8", "smoothquant-w8a8", "qvla-4bit"])
 def test_recipes_that_must_see_observations_name_the_way(build, recipe):
     with pytest.raises(ConfigError, match=rf"'{recipe}' must see observations, .*: `sqap compress .*checkpoint OUT "
                                           rf"--recipe {recipe} --calibration DIR`, then set model\.checkpoint to OUT"):
@@ -275,13 +275,13 @@ def test_packaged_checkpoint_may_bring_its_observations(build, tiny_demo, tmp_pa
     monkeypatch.setattr(compression, "PACKAGED", ("small",))
     save_model(tiny_demo(), tmp_path / "small")
     with pytest.raises(ConfigError, match="'small' comes without"):
-        build(model__checkpoint="small", model__recipe="w4a4-gptq")
+        build(model__checkpoint="small", model__recipe="w4a4")
     write_observations(tmp_path / "small/calibration", [(observe(seed=index).images[0], TEXT) for index in range(3)])
-    policy = build(model__checkpoint="small", model__recipe="w4a4-gptq")
-    compress_checkpoint("small", tmp_path / "out", "w4a4-gptq")
+    policy = build(model__checkpoint="small", model__recipe="w4a4")
+    compress_checkpoint("small", tmp_path / "out", "w4a4")
     stored = build(model__checkpoint=str(tmp_path / "out"), model__recipe="stored")
     np.testing.assert_array_equal(policy.infer(observe(HAND)).chunk.steps, stored.infer(observe(HAND)).chunk.steps)
-    nearest = build(model__checkpoint="small", model__recipe="w4a4").infer(observe(HAND)).chunk.steps
+    nearest = build(model__checkpoint="small", model__recipe="w4a4-rtn").infer(observe(HAND)).chunk.steps
     assert np.abs(policy.infer(observe(HAND)).chunk.steps - nearest).max() > 0.0
     assert torch.equal(load_model(tmp_path / "out").head_fc2.weight, tiny_demo().head_fc2.weight)
 

@@ -30,7 +30,7 @@ reports = [quantize_(model, W4A4()) for model in models]
 states = [model.state_dict() for model in models]
 
 def save(index):
-    save_artifact(models[index], place, "w4a4", W4A4(), reports[index], config=config.to_json(),
+    save_artifact(models[index], place, "w4a4-rtn", W4A4(), reports[index], config=config.to_json(),
                   origin=Origin("0", "x", {}), pruning={}, replace=True)
 
 def recognise():

@@ -38,7 +38,7 @@ def write(build_tiny, tmp_path) -> Any:
 
 
 @pytest.mark.parametrize("recipe", [
-    W4A4(), RECIPES["w4a4-gptq"], W8A8(rotation=None), WeightOnly4(group_size=64),
+    W4A4(), RECIPES["w4a4"], W8A8(rotation=None), WeightOnly4(group_size=64),
     W4A8(group_size=128, weight_bits_by_pattern=(("*.o_proj", 8), ("*.1.mlp.*", 16)),
          act_bits_by_pattern=(("*.down_proj", 16),))])
 def test_public_library_unpacks_the_same_numbers(write, recipe: Recipe) -> None:

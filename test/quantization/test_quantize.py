@@ -226,7 +226,7 @@ def test_seed_makes_it_repeatable(tiny) -> None:
     (W4A4(weight_bits=3), "cpu", "weight_bits is 3"),
     (W4A4(act_bits_by_pattern=(("*.lm_head", 8),)), "cpu", "matches no linear"),
     (W4A4(group_size=64), "cpu", "'decoder.layers.0.mlp.down_proj' reads 96 channels"),
-    (RECIPES["w4a4-gptq"], "cpu", "rounding 'gptq' needs a calibration"),
+    (RECIPES["w4a4"], "cpu", "rounding 'gptq' needs a calibration"),
     (RECIPES["smoothquant-w8a8"], "cpu", "smoothing 0.5 needs a calibration"),
     (RECIPES["qvla-w4a4"], "cpu", "mean_bits 4 needs a calibration"),
     (W4A4(rotation=RotationPlan(stream_block=24)), "cpu", "blocks of 24"),
@@ -238,7 +238,7 @@ def test_wrong_recipe_leaves_the_model_whole(tiny, recipe: Recipe, engine: str, 
     assert torch.equal(tiny.hidden(tiny.model), before)
 
 
-@pytest.mark.parametrize("name", ["w4a4-gptq", "smoothquant-w4a4"])
+@pytest.mark.parametrize("name", ["w4a4", "smoothquant-w4a4"])
 def test_calibration_of_another_model_leaves_the_model_whole(tiny, build_tiny, name: str) -> None:
     before, other = tiny.hidden(tiny.model), build_tiny()
     with pytest.raises(ConfigError, match="of the calibration"):
@@ -249,7 +249,7 @@ def test_calibration_of_another_model_leaves_the_model_whole(tiny, build_tiny, n
 def test_compensation_needs_blocks(tiny) -> None:
     tiny.model.blocks = list
     with pytest.raises(ConfigError, match="names no blocks"):
-        quantize_(tiny.model, RECIPES["w4a4-gptq"], calibration=tiny.calibration(tiny.model, 1))
+        quantize_(tiny.model, RECIPES["w4a4"], calibration=tiny.calibration(tiny.model, 1))
 
 
 def test_quantizing_twice_is_refused(tiny) -> None:

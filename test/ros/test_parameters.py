@@ -42,7 +42,7 @@ def test_ranges_and_choices_are_described(make_node):
     threads = node.describe_parameter("model.threads").integer_range[0]
     assert (threads.from_value, threads.to_value) == (1, 256)
     recipe = node.describe_parameter("model.recipe").additional_constraints
-    assert recipe.startswith("one of float, stored, w4a4, w4a4-gptq, ")
+    assert recipe.startswith("one of float, stored, w4a4, w4a4-rtn, ")
     assert recipe.endswith("; fixed while the node is configured")
     assert node.describe_parameter("safety.max_linear_m_s").additional_constraints == ""
 

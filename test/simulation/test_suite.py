@@ -163,5 +163,6 @@ def test_the_expert_leads_on_wherever_one_is_unsure(task):
     over = {"stack": state().blocks["blue"], "place": state().tray, "pick": state().blocks["red"]}[task.kind]
     # Past the first millimetres, where the gripper closes or opens and another goal begins.
     for height in np.arange(0.05, 0.2, 0.015) + (0.05 if task.kind == "stack" else 0.0):
-        steps = np.array([step(np.array([over[0] + aside, over[1], height])) for aside in np.arange(0.012, 0.12, 0.001)])
+        places = [np.array([over[0] + aside, over[1], height]) for aside in np.arange(0.012, 0.12, 0.001)]
+        steps = np.array([step(place) for place in places])
         assert np.abs(np.diff(steps, axis=0)).max() < 0.15 * MAX_STEP_M
