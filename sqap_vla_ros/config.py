@@ -76,6 +76,10 @@ class FootprintKnobs:
                                    "TF frames whose surroundings are protected.")
     radii_m: tuple[float, ...] = knob((0.05, 0.025, 0.025), "Radius around each frame in m.", minimum=0.0, maximum=1.0,
                                        read_only=False)
+    joined: bool = knob(True, "Protect what lies between consecutive frames too, as for the links of an arm.",
+                        read_only=False)
+    rectified: bool = knob(False, "Whether the picture is a rectified one (image_rect), for which P of camera_info "
+                           "holds instead of K and D.")
     required: bool = knob(True, "Hold the robot while TF or camera_info cannot tell where the frames are; false goes "
                                 "on with the other rules.", read_only=False)
     max_tf_age_s: float = knob(0.2, "Oldest transform used when none exists at the image's stamp, s.",

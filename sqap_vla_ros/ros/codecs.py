@@ -97,24 +97,24 @@ def encode_compressed(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Compress
     return message
 
 
-def decode_camera_info(message: CameraInfo) -> Camera:
+def decode_camera_info(message: CameraInfo, *, rectified: bool = False) -> Camera:
     """Message to camera, for the picture as it is sent: cut out and binned as REP-104 says.
 
+    :param rectified: whether distortion has been taken out of the picture, so that P holds instead of K and D
     :raises InputError: when the camera is not calibrated or its distortion model is unknown
     """
-    matrix = np.array(message.k, dtype=np.float64).reshape(3, 3)
-    if matrix[0, 0] == 0.0:
-        raise InputError("camera_info is not calibrated, K[0] is 0; calibrate the camera or give its driver the file")
     roi = message.roi
-    cut = roi.width > 0 and roi.height > 0
-    width, height = (roi.width, roi.height) if cut else (message.width, message.height)
-    for axis, (offset, binning) in enumerate(((roi.x_offset, message.binning_x), (roi.y_offset, message.binning_y))):
-        share = 1.0 / max(binning, 1)
-        matrix[axis] *= share
-        # Pixel centres are whole numbers, so the corner that binning keeps in place is at -0.5.
-        matrix[axis, 2] += share * (0.5 - offset) - 0.5
-    return Camera(matrix, np.array(message.d, dtype=np.float64), message.distortion_model,
-                  width // max(message.binning_x, 1), height // max(message.binning_y, 1))
+    name, values = ("P", message.p) if rectified else ("K", message.k)
+    if values[0] == 0.0:
+        raise InputError(f"camera_info is not calibrated, {name}[0] is 0; calibrate the camera or give its driver the "
+                         "file")
+    if rectified:
+        camera = Camera.rectified(np.reshape(values, (3, 4)), message.width, message.height)
+    else:
+        camera = Camera(np.reshape(values, (3, 3)), np.array(message.d, dtype=np.float64), message.distortion_model,
+                        message.width, message.height)
+    size = (roi.width, roi.height) if roi.width > 0 and roi.height > 0 else (0, 0)
+    return camera.windowed((roi.x_offset, roi.y_offset), size, (message.binning_x, message.binning_y))
 
 
 def encode_camera_info(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:

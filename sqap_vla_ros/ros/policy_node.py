@@ -92,7 +92,7 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._end_thread, self._overlay.close)
         self._commander = Commander(self, lambda sentence: self._report.note("gripper", sentence))
         self._closing.callback(self._commander.close)
-        self._finder = FootprintFinder(self)
+        self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
         self._closing.callback(self._finder.close)
         self._set_instruction("", NO_INSTRUCTION)
         for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),

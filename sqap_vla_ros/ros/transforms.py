@@ -44,9 +44,11 @@ class FootprintFinder:
     """The camera's calibration and the frames' transforms, always the newest.
 
     :param node: whose executor receives ``/tf`` and ``/tf_static``
+    :param rectified: whether the pictures are free of distortion, so that P of camera_info holds
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, rectified: bool = False) -> None:
+        self._rectified = rectified
         # Without its node, so that clearing after a jump of the clock is ours on every distribution.
         self._buffer = tf2_ros.Buffer()
         self._listener = tf2_ros.TransformListener(self._buffer, node)
@@ -69,12 +71,13 @@ class FootprintFinder:
         """
         roi = message.roi
         key = (message.width, message.height, message.distortion_model, tuple(message.d), tuple(message.k),
-               message.binning_x, message.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height)
+               tuple(message.p), message.binning_x, message.binning_y, roi.x_offset, roi.y_offset, roi.width,
+               roi.height)
         if key == self._camera_key and self._camera is not None:
             return
         self._camera, self._camera_key = None, key
         try:
-            self._camera = decode_camera_info(message)
+            self._camera = decode_camera_info(message, rectified=self._rectified)
         except InputError as error:
             self._camera_reason = str(error)
             raise
@@ -125,7 +128,8 @@ class FootprintFinder:
 
     def _project(self, camera: Camera, knobs: FootprintKnobs, positions: list[np.ndarray], *, exact: bool) -> Found:
         try:
-            footprint = project_footprint(camera, knobs.frames, np.reshape(positions, (-1, 3)), knobs.radii_m)
+            footprint = project_footprint(camera, knobs.frames, np.reshape(positions, (-1, 3)), knobs.radii_m,
+                                          joined=knobs.joined)
         except InputError as error:
             return Found(None, str(error), exact=exact)
         if not footprint.radii_px.any():

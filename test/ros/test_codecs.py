@@ -113,6 +113,19 @@ def test_cutting_out_and_binning_show_the_same_point_where_the_smaller_picture_h
     np.testing.assert_allclose(small.project(point)[0][0], ((u - 99.5) / 2 - 0.5, (v - 39.5) / 4 - 0.5))
 
 
+def test_a_rectified_picture_goes_by_its_projection():
+    info = make_info(p=[400.0, 0.0, 310.0, -40.0, 0.0, 420.0, 230.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    camera = codecs.decode_camera_info(info, rectified=True)
+    # The second camera of a pair, 0.1 m to the right of the first, whose frame the point is in.
+    np.testing.assert_allclose(camera.project(np.array([[0.3, -0.2, 2.0]]))[0][0],
+                               (400 * (0.3 - 0.1) / 2 + 310, 420 * -0.2 / 2 + 230))
+    info.binning_x = info.binning_y = 2
+    binned = codecs.decode_camera_info(info, rectified=True)
+    assert (binned.width, binned.height, binned.matrix[0, 2]) == (320, 240, 310.5 / 2 - 0.5)
+    with pytest.raises(InputError, match=r"P\[0\] is 0; calibrate"):
+        codecs.decode_camera_info(make_info(), rectified=True)
+
+
 @pytest.mark.parametrize(("changes", "sentence"), [
     ({"k": [0.0] * 9}, r"K\[0\] is 0; calibrate"), ({"distortion_model": "barrel"}, "'barrel' is not known"),
     ({"d": [0.1, 0.2]}, "2 coefficients"), ({"width": 0}, "0 x 480"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rclpy
@@ -35,16 +37,21 @@ class Eyes:
 
 
 @pytest.fixture
-def eyes():
+def node():
     context = Context()
     rclpy.init(context=context)
     node = rclpy.create_node("eyes", context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def eyes(node):
     eyes = Eyes(node)
     eyes.finder.take_camera_info(make_info())
     yield eyes
     eyes.finder.close()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
 
 
 def test_at_the_images_stamp_the_pose_between_two_transforms_is_projected(eyes):
@@ -55,6 +62,23 @@ def test_at_the_images_stamp_the_pose_between_two_transforms_is_projected(eyes):
     np.testing.assert_allclose(found.footprint.centers_px, [(360.0, 240.0), (360.0, 280.0)])
     assert found.footprint.frames == ("hand", "finger")
     np.testing.assert_allclose(found.footprint.radii_px, (20.0, 8.0), rtol=0.02)
+
+
+def test_frames_not_joined_protect_nothing_between_them(eyes):
+    eyes.put(S)
+    apart = eyes.find(S, replace(KNOBS, joined=False)).footprint
+    np.testing.assert_allclose(apart.radii_px, (20.0, 0.0, 8.0), rtol=0.02)
+
+
+def test_a_rectified_picture_goes_by_the_projection(node):
+    finder = FootprintFinder(node, rectified=True)
+    with pytest.raises(InputError, match=r"P\[0\] is 0"):
+        finder.take_camera_info(make_info())
+    finder.take_camera_info(make_info(p=[200.0, 0.0, 300.0, 0.0, 0.0, 200.0, 200.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
+    for pose in (("lens", "hand", (0.1, 0.0, 1.0)), ("hand", "finger", (0.0, 0.1, 0.0))):
+        finder._buffer.set_transform(codecs.encode_transform(*pose, (0.0, 0.0, 0.0, 1.0), S), "test")
+    np.testing.assert_allclose(finder.find(KNOBS, "lens", SIZE, S).footprint.centers_px, [(320, 200), (320, 220)])
+    finder.close()
 
 
 def test_a_transform_that_is_late_is_replaced_by_the_latest_and_said_to_be_inexact(eyes):
