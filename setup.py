@@ -46,6 +46,7 @@ setup(
         "rich>=13",
         "rosbags-image>=0.10",
         "safetensors>=0.4",
+        "scipy>=1.8",
         "torch>=2.6",
         "tqdm>=4.60",
         "transformers>=4.45",
