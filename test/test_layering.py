@@ -12,9 +12,10 @@ ORDER = (
     {"ros", "simulation", "training", "evaluation"}, {"cli"},
 )
 # Siblings do not import each other, with three exceptions: the simulated robot's node is a ROS node, the demo policy
-# learns from the simulated expert, and closed loops are played on the simulated table.
+# learns from the simulated expert, and policies are evaluated on the simulated table.
 EXCEPTIONS = {"simulation/robot_node.py": {"ros"}, "training": {"simulation"},
-              "evaluation/plan.py": {"simulation"}, "evaluation/closed_loop.py": {"simulation"}}
+              "evaluation/plan.py": {"simulation"}, "evaluation/closed_loop.py": {"simulation"},
+              "evaluation/fidelity.py": {"simulation"}}
 ROS = {"rclpy", "tf2_ros", "cv_bridge", "ament_index_python", "launch", "launch_ros"}
 NUMERIC = {"numpy", "torch", "transformers", "safetensors", "cv2", "scipy", "mujoco"}
 # Selection ends in `data.TokenUse`, which crosses borders as NumPy, and its loop over a few tokens is quicker there.

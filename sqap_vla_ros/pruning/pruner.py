@@ -12,7 +12,8 @@ for every observation.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Pruner:
         self.total_count, self.kept_count = sum(self._totals), sum(self._kept)
         self._patches = [TokenDistances.of_grid(grid, device) for grid in self.grids]
         self._nobody = [torch.zeros(total, dtype=torch.bool, device=device) for total in self._totals]
+        self._record: list[Tensor] | None = None
 
     def check_depth(self, layer_count: int) -> None:
         """Refuse a layer that the decoder does not have, where nothing would ever be dropped.
@@ -85,6 +87,8 @@ class Pruner:
         :raises InferenceError: when scores, hidden states or masks are not of the grids
         """
         self._check_shapes(scores, hidden, robot_masks)
+        if self._record is not None:
+            self._record.append(scores.detach().clone())
         selections = []
         parts = zip(scores[0].detach().split(self._totals), hidden[0].detach().split(self._totals), robot_masks,
                     strict=True)
@@ -96,6 +100,20 @@ class Pruner:
                 round(kept_count * self.knobs.attention_ratio), self.knobs.coverage_space, self.knobs.seed,
                 draw ^ scatter_bits(index), self._fixed_shape)))
         return tuple(selections)
+
+    @contextmanager
+    def record_scores(self) -> Iterator[list[Tensor]]:
+        """Keep what :meth:`select` is given, so that scores can be measured as they are used.
+
+        Tokens leave behind ``layer``, whose attention the scores are: what is chosen does not change them.
+
+        :return: (1, N) for each call while the context lasts, filled as they come
+        """
+        self._record = record = []
+        try:
+            yield record
+        finally:
+            self._record = None
 
     def positions(self, selections: Sequence[Selection]) -> Tensor:
         """Where the chosen tokens stand among all visual tokens: (1, K) int64, ascending.

@@ -1,8 +1,8 @@
-"""Observations to calibrate on: what the simulated robot's camera sees while the scripted expert works."""
+"""What the simulated robot's camera sees while the scripted expert works, to calibrate and to compare policies on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -24,22 +24,32 @@ def observe_expert(count: int, first_seed: int = FIRST_SEED) -> Iterator[tuple[n
     :return: (H, W, 3) uint8 pictures and their instructions
     """
     suites = [choose_trials(suite, count, first_seed) for suite in SUITES]
+    for tabletop, trial in visit_trials(suites[index % len(suites)][index] for index in range(count)):
+        yield tabletop.render(), trial.task.instruction
+
+
+def visit_trials(trials: Iterable[Trial]) -> Iterator[tuple[Tabletop, Trial]]:
+    """Let the expert work on each trial for a while, at most until its task is done.
+
+    How long follows from the scene's seed.
+
+    :return: the table as it is then, until the next is asked for, and its trial
+    """
     tabletops: dict[Layout, Tabletop] = {}
     try:
-        for index in range(count):
-            trial = suites[index % len(suites)][index]
+        for trial in trials:
             if trial.layout not in tabletops:
                 tabletops[trial.layout] = Tabletop(trial.layout)
-            yield _look(tabletops[trial.layout], trial), trial.task.instruction
+            _work(tabletops[trial.layout], trial)
+            yield tabletops[trial.layout], trial
     finally:
         for tabletop in tabletops.values():
             tabletop.close()
 
 
-def _look(tabletop: Tabletop, trial: Trial) -> np.ndarray:
+def _work(tabletop: Tabletop, trial: Trial) -> None:
     tabletop.reset(trial.seed)
     for _ in range(int(np.random.default_rng((trial.seed, 2)).integers(_LATEST_STEP))):
         if tabletop.succeeded(trial.task):
             break
         tabletop.step(expert.act(tabletop.state(), trial.task, tabletop.layout))
-    return tabletop.render()

@@ -167,6 +167,22 @@ def test_a_captured_graph_chooses_as_the_host_does(rule: str, space: str) -> Non
         assert torch.equal(found.cpu(), host.positions(host.select(*given)))
 
 
+@pytest.mark.parametrize("rule", ["none", "sqap", "random"])
+def test_recorded_scores_are_those_it_was_given_and_only_while_asked(rule: str) -> None:
+    pruner = Pruner(PruneKnobs(rule=rule), ONE)
+    pruner.select(*picture_of(256, 0), [None])
+    given = [picture_of(256, seed)[0] for seed in (1, 2)]
+    with pruner.record_scores() as record:
+        for scores in given:
+            (kept,) = pruner.select(scores, picture_of(256, 0)[1], [None])
+    assert len(record) == 2 and all(torch.equal(*pair) for pair in zip(record, given, strict=True))
+    assert torch.equal(pruner.select(given[1], picture_of(256, 0)[1], [None])[0].kept, kept.kept)
+    assert len(record) == 2
+    with pruner.record_scores() as other:
+        pruner.select(given[0], picture_of(256, 0)[1], [None])
+    assert len(record) == 2 and len(other) == 1
+
+
 def test_layer_beyond_the_decoder_is_refused() -> None:
     pruner = Pruner(PruneKnobs(layer=8), ONE)
     pruner.check_depth(9)
