@@ -42,9 +42,9 @@ class ModelKnobs:
                            "package.")
     # A test holds these to quantization's RECIPES, which import torch.
     recipe: str = knob("w4a4", "How a float checkpoint is quantized, 'float' for not at all; a compressed one takes "
-                       "'stored'.", choices=("float", "stored", "w4a4", "w4a4-rtn", "w4a4-rtn-plain", "w4a8",
-                                             "w4a8-rtn", "w8a8", "w4a16", "smoothquant-w8a8", "smoothquant-w4a4",
-                                             "qvla-4bit", "qvla-w4a4"))
+                       "'stored'.", choices=("float", "stored", "w4a4", "w4a4-rtn", "w4a4-rtn-plain", "w4a4-qk4",
+                                             "w4a4-qk4-plain", "w4a8", "w4a8-rtn", "w8a8", "w4a16",
+                                             "smoothquant-w8a8", "smoothquant-w4a4", "qvla-4bit", "qvla-w4a4"))
     engine: str = knob("cpu", "Engine of the quantized linears.", choices=("reference", "cpu"))
     device: str = knob("cpu", "Torch device.")
     threads: int = knob(1, "CPU threads of one inference.", minimum=1, maximum=256)

@@ -27,17 +27,26 @@ def test_names_are_those_of_the_documentation() -> None:
             for name, recipe in RECIPES.items()} == {
         "w4a4-rtn": (4, 4, True, "nearest", None), "w4a4": (4, 4, True, "gptq", None),
         "w4a4-rtn-plain": (4, 4, False, "nearest", None), "w4a8-rtn": (4, 8, True, "nearest", None),
+        "w4a4-qk4": (4, 4, True, "gptq", None), "w4a4-qk4-plain": (4, 4, True, "gptq", None),
         "w4a8": (4, 8, True, "gptq", None),
-        "w8a8": (8, 8, True, "nearest", None), "w4a16": (4, 16, True, "nearest", None),
+        "w8a8": (8, 8, True, "nearest", None), "w4a16": (4, 16, False, "nearest", None),
         "smoothquant-w8a8": (8, 8, False, "nearest", 0.5), "smoothquant-w4a4": (4, 4, False, "nearest", 0.5),
         "qvla-4bit": (4, 16, False, "nearest", None), "qvla-w4a4": (4, 4, True, "nearest", None)}
     assert {name: recipe.calibrated_part for name, recipe in RECIPES.items() if recipe.needs_calibration} == {
-        "w4a4": "rounding 'gptq'", "w4a8": "rounding 'gptq'", "smoothquant-w8a8": "smoothing 0.5",
+        "w4a4": "rounding 'gptq'", "w4a4-qk4": "rounding 'gptq'", "w4a4-qk4-plain": "rounding 'gptq'",
+        "w4a8": "rounding 'gptq'", "smoothquant-w8a8": "smoothing 0.5",
         "smoothquant-w4a4": "smoothing 0.5", "qvla-4bit": "mean_bits 4", "qvla-w4a4": "mean_bits 4"}
     assert {name for name, recipe in RECIPES.items() if recipe.mean_bits is not None} == {"qvla-4bit", "qvla-w4a4"}
-    assert RECIPES["w4a4-rtn"] == W4A4() and RECIPES["w4a16"] == WeightOnly4()
+    assert RECIPES["w4a4-rtn"] == W4A4() and RECIPES["w4a16"] == WeightOnly4(rotation=None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         RECIPES["w4a4-rtn"].weight_bits = 8  # type: ignore[misc]
+
+
+def test_recipes_with_rounded_queries_differ_from_ours_in_that_and_from_each_other_in_their_rotation() -> None:
+    ours, rotated, plain = (RECIPES[name] for name in ("w4a4", "w4a4-qk4", "w4a4-qk4-plain"))
+    assert rotated == dataclasses.replace(ours, qk_bits=4)
+    assert plain == dataclasses.replace(rotated, rotation=RotationPlan(queries_keys=False))
+    assert {name for name, recipe in RECIPES.items() if recipe.qk_bits is not None} == {"w4a4-qk4", "w4a4-qk4-plain"}
 
 
 def test_the_knob_offers_every_recipe_and_what_is_none() -> None:
