@@ -15,12 +15,13 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 class TokenRule(IntEnum):
-    """Why a visual token stayed: one of the three pruning rules, or because nothing was pruned at all."""
+    """Why a visual token stayed: one of the three pruning rules, because nothing was pruned at all, or by chance."""
 
     ATTENTION = 0
     ROBOT = 1
     COVERAGE = 2
     UNPRUNED = 3
+    RANDOM = 4
 
 
 @dataclass(frozen=True)

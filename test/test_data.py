@@ -11,7 +11,7 @@ from sqap_vla_ros.data import ACTION_NAMES, ActionChunk, Inference, StageTimes, 
 def test_token_use_counts_by_rule():
     rules = np.array([TokenRule.ATTENTION, TokenRule.COVERAGE, TokenRule.COVERAGE, TokenRule.ROBOT], dtype=np.int8)
     use = TokenUse((4, 4), np.array([1, 5, 6, 9]), rules)
-    assert [use.count(rule) for rule in TokenRule] == [1, 1, 2, 0]
+    assert [use.count(rule) for rule in TokenRule] == [1, 1, 2, 0, 0]
 
 
 def test_stage_times_add_up():

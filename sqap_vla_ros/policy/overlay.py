@@ -12,7 +12,8 @@ import numpy as np
 from sqap_vla_ros.data import RobotFootprint, TokenRule, TokenUse
 from sqap_vla_ros.geometry.image_map import ImageMap
 
-RULE_COLORS = {TokenRule.ATTENTION: (255, 150, 0), TokenRule.ROBOT: (0, 225, 255), TokenRule.COVERAGE: (245, 245, 245)}
+RULE_COLORS = {TokenRule.ATTENTION: (255, 150, 0), TokenRule.ROBOT: (0, 225, 255), TokenRule.COVERAGE: (245, 245, 245),
+               TokenRule.RANDOM: (190, 130, 255)}
 RING_COLOR = (255, 60, 200)
 TEXT_COLOR = (235, 235, 235)
 PRUNED_BRIGHTNESS = 0.28
@@ -69,8 +70,9 @@ def _darken_pruned(canvas: np.ndarray, cells: np.ndarray, tokens: TokenUse) -> N
 
 
 def _outline_kept(canvas: np.ndarray, cells: np.ndarray, tokens: TokenUse) -> None:
-    # Coverage first and thin, so that the two rules with a reason stand out over it.
-    for rule, thickness in ((TokenRule.COVERAGE, 1), (TokenRule.ATTENTION, 2), (TokenRule.ROBOT, 2)):
+    # Coverage and chance first and thin, so that the two rules with a reason stand out over them.
+    for rule, thickness in ((TokenRule.COVERAGE, 1), (TokenRule.RANDOM, 1), (TokenRule.ATTENTION, 2),
+                            (TokenRule.ROBOT, 2)):
         for cell in cells[tokens.kept[tokens.rules == int(rule)]]:
             middle = cell.mean(axis=0)
             inset = middle + (cell - middle) * 0.86
@@ -113,7 +115,10 @@ def _legend_strip(tokens: TokenUse, footprint: RobotFootprint | None, width_px: 
     if tokens.count(TokenRule.UNPRUNED) == len(tokens.kept):
         entries.append((RULE_COLORS[TokenRule.COVERAGE], f"all {len(tokens.kept)} tokens kept"))
     else:
-        entries += [(color, f"{rule.name.lower()} {tokens.count(rule)}") for rule, color in RULE_COLORS.items()]
+        # Chance keeps all tokens or none, and where it keeps none nobody asks for it.
+        by_chance = tokens.count(TokenRule.RANDOM) > 0
+        entries += [(color, f"{rule.name.lower()} {tokens.count(rule)}") for rule, color in RULE_COLORS.items()
+                    if (rule == TokenRule.RANDOM) == by_chance]
         entries.append(((70, 70, 70), f"pruned {total - len(tokens.kept)}"))
     entries.append((RING_COLOR, "protected frame") if footprint is not None else ((24, 24, 24), "no protection"))
     # Every entry shrinks alike, so that all fit.

@@ -120,8 +120,8 @@ def select_by_coverage(tokens: Candidates) -> Selection:
 
 
 def select_by_chance(tokens: Candidates) -> Selection:
-    """K at random, others for each picture; counted as coverage, which is all that they do."""
-    rules = torch.full_like(tokens.scores, int(TokenRule.COVERAGE))
+    """K at random, others for each picture."""
+    rules = torch.full_like(tokens.scores, int(TokenRule.RANDOM))
     return _select(rank_by_chance(tokens, tokens.draw)[:tokens.kept_count], rules)
 
 

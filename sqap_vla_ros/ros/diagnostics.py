@@ -193,4 +193,4 @@ def _stage_times(inference: Inference, image_age_ms: float) -> dict[str, float]:
 def _token_counts(tokens: TokenUse) -> dict[str, int]:
     return {"tokens": tokens.grid[0] * tokens.grid[1], "kept": len(tokens.kept),
             "protected": tokens.count(TokenRule.ROBOT), "attention": tokens.count(TokenRule.ATTENTION),
-            "coverage": tokens.count(TokenRule.COVERAGE)}
+            "coverage": tokens.count(TokenRule.COVERAGE), "random": tokens.count(TokenRule.RANDOM)}

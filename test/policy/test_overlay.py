@@ -38,6 +38,16 @@ def test_each_kept_token_has_the_colour_of_its_rule_and_of_no_other():
             assert has_color(cell(picture, index), color) is (RULES.get(index) is rule)
 
 
+def test_tokens_kept_by_chance_have_their_colour_in_picture_and_legend():
+    chance = TokenUse((4, 4), TOKENS.kept, np.full(len(RULES), int(TokenRule.RANDOM), dtype=np.int8))
+    pictures = [draw_overlay(GREY, tokens, None, MAP) for tokens in (TOKENS, chance)]
+    for picture, expected in zip(pictures, ((True, True, True, False), (False, False, False, True)), strict=True):
+        legend = picture[512:]
+        assert [bool((legend == color).all(axis=-1).any()) for color in RULE_COLORS.values()] == list(expected)
+    for index in range(16):
+        assert has_color(cell(pictures[1], index), RULE_COLORS[TokenRule.RANDOM]) is (index in RULES)
+
+
 def test_without_pruning_the_picture_is_as_it_came():
     picture = draw_overlay(GREY, UNPRUNED, None, MAP)
     np.testing.assert_array_equal(picture[:512], 100)

@@ -196,6 +196,11 @@ def test_chance_favours_no_token(make_tokens: Make) -> None:
     assert pairs / pictures == pytest.approx(63 / 4, rel=0.02)
 
 
+def test_what_chance_keeps_counts_as_random(make_tokens: Make) -> None:
+    selection = RULES["random"](make_tokens(0, kept_count=40))
+    assert len(tokens_by(selection, TokenRule.RANDOM)) == 40 and counts_of(selection) == [0, 0, 0, 0]
+
+
 def test_chance_does_not_come_from_global_state(make_tokens: Make) -> None:
     tokens = make_tokens(0)
     torch.manual_seed(1)

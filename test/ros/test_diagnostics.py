@@ -6,7 +6,7 @@ from sqap_vla_ros.data import ActionChunk, Inference, StageTimes, TokenUse
 from sqap_vla_ros.ros.diagnostics import REMEMBERED_S, Health, Summary
 
 S = 1_000_000_000
-TOKENS = TokenUse((4, 4), np.arange(6), np.array([0, 1, 1, 2, 2, 2], dtype=np.int8))
+TOKENS = TokenUse((4, 4), np.arange(10), np.array([0, 1, 1, 2, 2, 2, 4, 4, 4, 4], dtype=np.int8))
 
 
 def inference(llm_ms=3.0):
@@ -32,8 +32,8 @@ def test_one_inference_in_numbers():
     assert (array.header.stamp.sec, status.name, status.level) == (7, "node: latency", DiagnosticStatus.OK)
     assert (values["vision_ms"], values["llm_ms"], values["total_ms"], values["image_age_ms"]) == (
         "1.000", "3.000", "4.000", "12.500")
-    assert [values[key] for key in ("tokens", "kept", "attention", "protected", "coverage")] == [
-        "16", "6", "1", "2", "3"]
+    assert [values[key] for key in ("tokens", "kept", "attention", "protected", "coverage", "random")] == [
+        "16", "10", "1", "2", "3", "4"]
     assert values["image_stamp_ns"] == str(5 * S)
 
 
