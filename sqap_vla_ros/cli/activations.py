@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.evaluation.activation_report import write_activations
     from sqap_vla_ros.evaluation.activations import SITES, measure_gaussian, measure_vla, summarize_site
     from sqap_vla_ros.evaluation.smollm2 import find_smollm2, load_smollm2, measure_smollm2
-    from sqap_vla_ros.models.registry import checkpoint_folder, load_model
+    from sqap_vla_ros.models.registry import checkpoint_folder, load_checkpoint
 
     console = Console(stderr=True)
     try:
@@ -62,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}; take another folder") from error
     other = None if args.compare is None else find_smollm2()
-    model = load_model(args.checkpoint)
+    loaded = load_checkpoint(args.checkpoint)
+    if loaded.artifact is not None:
+        raise ConfigError(f"--checkpoint {args.checkpoint} is compressed with the recipe "
+                          f"'{loaded.artifact.recipe_name}', and activations are measured in a float model that can be "
+                          f"rotated; give the one it was made from, '{loaded.artifact.origin.checkpoint}'")
+    model = loaded.model
     console.print(f"measuring {args.checkpoint} on {args.frames} pictures", highlight=False, markup=False)
     reports = [measure_vla(checkpoint_folder(args.checkpoint).name, f"{args.frames} simulated pictures", model,
                            render_frames(args.frames, args.seed))]

@@ -8,6 +8,7 @@ import pytest
 
 from sqap_vla_ros.cli import activations
 from sqap_vla_ros.cli import main as cli
+from sqap_vla_ros.policy.compression import compress_checkpoint
 
 
 def test_verb_writes_its_files_and_ends_with_json(untrained, tmp_path, capsys, monkeypatch):
@@ -59,3 +60,12 @@ def test_folder_that_cannot_be_is_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["activations", "--out", str(tmp_path / "file")]) == 1
     assert "cannot be written: File exists; take another folder" in capsys.readouterr().err
+
+
+def test_compressed_checkpoint_is_refused_with_the_way_out(untrained, tmp_path, capsys):
+    compress_checkpoint(untrained, tmp_path / "small", "w4a4-rtn")
+    assert cli.main(["activations", "--checkpoint", str(tmp_path / "small"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'small'} is compressed with the recipe 'w4a4-rtn'" in said
+    assert f"give the one it was made from, '{untrained}'" in said
+    assert not list((tmp_path / "out").iterdir())
