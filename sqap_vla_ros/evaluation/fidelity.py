@@ -20,7 +20,7 @@ from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.policy.policy import Policy
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.simulation.observing import visit_trials
-from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, choose_trials
+from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, Trial, choose_trials
 
 FIRST_SEED = SEED_RANGES["validation"].start
 
@@ -76,7 +76,8 @@ def view_scenes(checkpoint: str, count: int, first_seed: int = FIRST_SEED, *,
     if first_seed < test.stop and first_seed + count > test.start:
         raise ConfigError(f"scenes {first_seed} to {first_seed + count - 1} are test scenes, or some are, and how near "
                           f"a policy is to float guides choices; take validation scenes, from {FIRST_SEED} on")
-    trials, seed = [], first_seed
+    trials: list[Trial] = []
+    seed = first_seed
     for index, suite in enumerate(SUITES):
         share = len(range(index, count, len(SUITES)))
         trials += choose_trials(suite, share, seed)

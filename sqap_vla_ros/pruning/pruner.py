@@ -109,7 +109,8 @@ class Pruner:
 
         :return: (1, N) for each call while the context lasts, filled as they come
         """
-        self._record = record = []
+        record: list[Tensor] = []
+        self._record = record
         try:
             yield record
         finally:
