@@ -46,7 +46,7 @@ def tabletop():
     table.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_demo():
     """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""
     return make_tiny_demo

@@ -11,8 +11,6 @@ from sqap_vla_ros.cli.arguments import read_number
 from sqap_vla_ros.config import Config, iterate_knobs
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import TaskID
     from rich.table import Table
 
     from sqap_vla_ros.policy.compression import Compression
@@ -78,13 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
     from sqap_vla_ros.cli.checkpoint_table import build_parts_table, describe_facts, list_parts
     from sqap_vla_ros.cli.main import end_politely
+    from sqap_vla_ros.cli.progress import StepProgress
     from sqap_vla_ros.policy.compression import compress_checkpoint
 
     end_politely()
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
-    with _Steps(console) as steps:
+    with StepProgress(console) as steps:
         done = compress_checkpoint(
             args.checkpoint, args.out, args.recipe, observations=args.calibration, engine=args.engine, seed=args.seed,
             dtype=None if args.dtype == "source" else args.dtype, replace_old=args.replace, listener=steps.on_step)
@@ -117,29 +116,3 @@ def _build_summary(done: Compression, recipe: str) -> Table:
     table.add_row("checkpoint", f"{done.file_bytes / 1e6:.2f} MB of {done.source_bytes / 1e6:.2f}")
     table.add_row("time", f"{done.seconds:.1f} s")
     return table
-
-
-class _Steps:
-    # A bar in a terminal; elsewhere a line for each stage's first and last step.
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = console
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                                  TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Steps:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def on_step(self, stage: str, done: int, total: int) -> None:
-        """Move the stage's bar."""
-        if stage not in self._bars:
-            self._bars[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._bars[stage], completed=done)
-        if done in (1, total) and not self._console.is_terminal:
-            self._console.print(f"  {done}/{total} {stage}", highlight=False, markup=False)

@@ -15,6 +15,8 @@ _LAST_SEED = 10**9
 _EPILOG = f"""examples:
   sqap evaluate                                          300 episodes, 100 per task, on scenes nothing was tuned on
   sqap evaluate --methods float,w4a4,w4a4+sqap@0.4       what compression costs: the same scenes, compared one by one
+  sqap evaluate --methods float,w4a4,w4a4+sqap@0.4,w4a4+sqap@0.7,w4a4+fastv@0.4,w4a4+fastv@0.7 --fidelity 32
+                                                         many in one run: success against kept tokens, a line per rule
   sqap evaluate --suite hard --scene moved-camera        harder tasks, seen from a camera that was knocked
   sqap evaluate --language other --episodes 100          does it listen? another block of the same scene is named
   sqap evaluate --blind gripper --out out/blind          does it look? the gripper's tokens say nothing any more
@@ -24,8 +26,11 @@ seeds:  {', '.join(f'{name} = {seeds.start}:{seeds.stop}' for name, seeds in SEE
 suites: {'; '.join(f'{name} = {", ".join(groups)}' for name, groups in SUITES.items())}
 scenes: {', '.join(VARIATIONS)}
 
-In DIR: episodes.jsonl (a line as each episode ends), run.json (what was asked for), and at the end summary.json and
-chart.png. Run the same again after an interruption and only what is missing is played.
+Each recipe is carried out once, before anything is played, and stored in DIR/compressed/RECIPE, which `sqap info` and
+a policy node read as well. Those that must see observations take the ones that come with 'demo', or --calibration.
+Other files in DIR: episodes.jsonl (a line as each episode ends), run.json (what was asked for), and at the end
+summary.json, table.md, chart.png, and kept_tokens.png if a method prunes. Run the same again after an interruption and
+only what is missing is done.
 Exit codes: 0 all was played, 1 it failed, 2 wrong use, 130 ended by Ctrl-C; what was finished is written in any case.
 """
 
@@ -48,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "varies camera and light as far as these do (default: not at all)")
     parser.add_argument("--checkpoint", default="demo", metavar="PATH",
                         help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
+    parser.add_argument("--calibration", type=Path, metavar="PATH",
+                        help="folder of observations for recipes that must see some, as for `sqap compress` (default: "
+                             "those that come with 'demo')")
+    parser.add_argument("--fidelity", type=read_number(int, 0, 100_000), default=0, metavar="N",
+                        help="before the episodes, compare each method's actions and attention scores with the float "
+                             "model's on N pictures of validation scenes (default: 0, not at all)")
     parser.add_argument("--workers", type=read_number(int, 1, 1024), default=count_cores(), metavar="N",
                         help="processes, each with a policy on one thread (default: one per core)")
     parser.add_argument("--execute-steps", type=read_number(int, 1, 64), default=Config().control.execute_steps,

@@ -7,13 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from sqap_vla_ros.data import Episode, EpisodeResult
 from sqap_vla_ros.evaluation.methods import Method
 from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.statistics import TOTAL
+from sqap_vla_ros.evaluation.table import build_sections
 
 _LINE_EVERY_S = 10.0
 _DisplayType = TypeVar("_DisplayType", bound="_Display")
@@ -69,6 +78,27 @@ class DemoProgress(_Display):
         self._progress.update(self._bar, advance=1, now="")
 
 
+class StepProgress(_Display):
+    """A bar for each stage of a longer work; where there is no terminal, a line for its first and its last step.
+
+    :param console: where to
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Progress(TextColumn("{task.description}"), BarColumn(bar_width=24),
+                                           MofNCompleteColumn(), TimeElapsedColumn(), console=console,
+                                           disable=not console.is_terminal))
+        self._bars: dict[str, TaskID] = {}
+
+    def on_step(self, stage: str, done: int, total: int) -> None:
+        """Move the stage's bar."""
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._bars[stage], completed=done)
+        if done in (1, total) and not self._console.is_terminal:
+            self.tell(f"  {done}/{total} {stage}")
+
+
 class EvaluationProgress(_Display):
     """Counts episodes and says how long the rest will take; as a context manager it cleans up the terminal.
 
@@ -108,7 +138,14 @@ def build_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     :param rows: by label, as ``summary.json`` has them
     """
     columns = list(rows.values())
-    table = _build_success_table(columns)
+    table = Table(title="Same scenes, same instructions", title_justify="left")
+    table.add_column("")
+    for row in columns:
+        table.add_column(row["method"], justify="right")
+    table.add_row("success", *(f"{row['successes']}/{row['episodes']}  ({row['success']:.0%})" for row in columns))
+    table.add_row("  95 % interval", *(_say_bounds(row["interval"]) for row in columns))
+    for task in dict.fromkeys(name for row in columns for name in row["tasks"]):
+        table.add_row(f"  {task}", *(_say_count(row["tasks"].get(task)) for row in columns))
     table.add_section()
     stages = list(dict.fromkeys(name for row in columns for name in row["latency_ms"] if name != TOTAL))
     for stage in [*stages, TOTAL]:
@@ -119,56 +156,26 @@ def build_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def build_evaluation_table(summary: Mapping[str, Any]) -> Table:
-    """An evaluation's result: one column per method.
+def build_evaluation_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """An evaluation's result, a row for each method, in tables that fit a terminal.
 
     :param summary: as ``summary.json`` has it
     """
-    columns = list(summary["methods"].values())
-    compared: Sequence[Mapping[str, Any] | None] = [summary["compared"].get(name) for name in summary["methods"]]
-    table = _build_success_table(columns)
-    if any(compared):
-        table.add_section()
-        first = columns[0]["method"]
-        table.add_row(f"change against {first}, points", *(_say_change(row) for row in compared))
-        table.add_row("  95 % interval", *("-" if row is None else "{:+.0f} to {:+.0f}".format(
-            *(100 * bound for bound in row["interval"])) for row in compared))
-        for name, words in (("only_first", f"only {first} succeeded"), ("only_this", "only this one succeeded")):
-            table.add_row(f"  {words}", *("-" if row is None else str(row[name]) for row in compared))
-    table.add_section()
-    table.add_row("steps to success, median / p90", *(_say_steps(row["steps_to_success"]) for row in columns))
-    table.add_row("jerk, m/s³", *("-" if row["jerk_m_s3"] is None else f"{row['jerk_m_s3']:.2f}" for row in columns))
-    if any("went_to" in row for row in columns):
-        table.add_section()
-        for name, words in (("named", "ended at the block named"), ("replaced", "ended at the one named before"),
-                            ("elsewhere", "ended elsewhere")):
-            table.add_row(words, *(f"{row['went_to'][name]}/{row['episodes']}" if "went_to" in row else "-"
-                                   for row in columns))
-    return table
-
-
-def _build_success_table(columns: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="Same scenes, same instructions", title_justify="left")
-    table.add_column("")
-    for row in columns:
-        table.add_column(row["method"], justify="right")
-    table.add_row("success", *(f"{row['successes']}/{row['episodes']}  ({row['success']:.0%})" for row in columns))
-    table.add_row("  95 % interval", *(_say_bounds(row["interval"]) for row in columns))
-    for task in dict.fromkeys(name for row in columns for name in row["tasks"]):
-        table.add_row(f"  {task}", *(_say_count(row["tasks"].get(task)) for row in columns))
-    return table
+    tables = []
+    for section in build_sections(summary):
+        table = Table(title=section.title, title_justify="left")
+        table.add_column("", no_wrap=True)
+        for heading, cells in zip(section.headings, zip(*section.cells, strict=True), strict=True):
+            # Where it is narrow, headings are broken and numbers are not.
+            table.add_column(heading, justify="right", min_width=max(map(len, cells)))
+        for name, cells in zip(summary["methods"], section.cells, strict=True):
+            table.add_row(name, *cells)
+        tables.append(table)
+    return tables
 
 
 def _say_bounds(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.0%} to {bounds[1]:.0%}"
-
-
-def _say_change(row: Mapping[str, Any] | None) -> str:
-    return "-" if row is None else f"{100 * row['difference']:+.1f}"
-
-
-def _say_steps(steps: Mapping[str, float] | None) -> str:
-    return "-" if steps is None else f"{steps['median']:g} / {steps['p90']:g}"
 
 
 def _say_duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.blinding import Blindfold, check_family, pick_others, see_tokens
 from sqap_vla_ros.evaluation.plan import Job, Setup
 from sqap_vla_ros.evaluation.results import EpisodeRecord
-from sqap_vla_ros.evaluation.statistics import measure_jerk
+from sqap_vla_ros.evaluation.statistics import measure_jerk, measure_path
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.policy.policy import Policy, build_policy
@@ -67,10 +67,12 @@ class Player:
             infer = self._look(policy, tabletop, blindfold, f"block_{target}")
             outcome = run_episode(tabletop, trial.task, infer, execute_steps=self._setup.execute_steps)
         state = tabletop.state()
-        jerk = measure_jerk(outcome.actions[:, :3], tabletop.control_period_s)
+        translations = outcome.actions[:, :3]
+        jerk = measure_jerk(translations, tabletop.control_period_s)
         return EpisodeRecord(
             job.method.name, trial.seed, trial.group, trial.task.kind, trial.task.color, trial.task.instruction,
             outcome.success, outcome.steps, None if jerk is None else round(jerk, 4),
+            round(measure_path(translations), 5),
             min(state.blocks, key=lambda name: float(np.linalg.norm(state.blocks[name] - state.tcp))), target,
             "" if job.replaced is None else scene.target(job.replaced))
 
@@ -82,8 +84,7 @@ class Player:
 
     def _find_policy(self, job: Job) -> Policy:
         if self._policy is None or self._method != job.method.name:
-            self._policy = build_policy(build_config({
-                "model.checkpoint": self._setup.checkpoint, "model.threads": 1, **job.method.knobs}))
+            self._policy = build_policy(build_config({"model.threads": 1, **self._setup.knobs(job.method)}))
             self._method = job.method.name
         return self._policy
 

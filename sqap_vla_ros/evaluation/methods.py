@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.errors import ConfigError
 
-FLOAT = "float"
+# What is no recipe: a float checkpoint as it is, and a compressed one as it is.
+FLOAT, STORED = "float", "stored"
 _PATTERN = re.compile(r"(?P<recipe>[a-z0-9-]+)(\+(?P<rule>[a-z-]+)@(?P<share>[0-9.]+))?")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.methods import Method
+from sqap_vla_ros.evaluation.methods import STORED, Method
 from sqap_vla_ros.simulation.scene import Scene, draw_scene
 from sqap_vla_ros.simulation.suite import Trial
 from sqap_vla_ros.simulation.tasks import Task
@@ -22,11 +22,21 @@ class Setup:
     :param checkpoint: folder of a checkpoint, or a name of one in the package
     :param execute_steps: steps of a chunk carried out before the next look
     :param blind: which tokens are blanked, one of ``BLINDS``, or '' for none
+    :param compressed: folders of what recipes made of the checkpoint, by recipe; any other is carried out anew wherever
+        its policy is built
     """
 
     checkpoint: str
     execute_steps: int
     blind: str = ""
+    compressed: Mapping[str, str] = field(default_factory=dict)
+
+    def knobs(self, method: Method) -> dict[str, str | float]:
+        """The knobs of the method's policy, by dotted name."""
+        knobs: dict[str, str | float] = {"model.checkpoint": self.checkpoint, **method.knobs}
+        if method.recipe in self.compressed:
+            knobs |= {"model.checkpoint": self.compressed[method.recipe], "model.recipe": STORED}
+        return knobs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqap_vla_ros.evaluation.statistics import difference_interval, summarize_counts, wilson_interval
+from sqap_vla_ros.evaluation.resampling import resample_difference, resample_ratio
+from sqap_vla_ros.evaluation.statistics import summarize_counts, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EpisodeRecord:
     :param success: whether it was done in time
     :param steps: control steps until then, or all that were allowed
     :param jerk: mean commanded jerk, m/s^3; None for fewer than 3 steps
+    :param path_m: length of the commanded path
     :param nearest: block over which the gripper ended
     :param target: block that the instruction meant
     :param replaced: block that the scene's own task meant, when the instruction was exchanged; empty otherwise
@@ -36,25 +38,29 @@ class EpisodeRecord:
     success: bool
     steps: int
     jerk: float | None
+    path_m: float
     nearest: str
     target: str
     replaced: str = ""
 
 
 def summarize_records(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Success with its interval, steps to success and jerk of some episodes.
+    """Success with its interval, and how the robot moved, in some episodes.
 
     :return: ``success`` (0 to 1), ``interval``, ``successes``, ``episodes``, ``steps_to_success`` (median and p90 over
-        successes), ``jerk_m_s3`` (mean over episodes), and, of exchanged instructions, ``went_to``
+        successes), ``path_to_success_m`` (mean over successes), ``jerk_m_s3`` (mean over episodes), and, of exchanged
+        instructions, ``went_to``
     """
     successes, episodes = sum(record.success for record in records), len(records)
     jerks = [record.jerk for record in records if record.jerk is not None]
+    paths = [record.path_m for record in records if record.success]
     summary = {
         "success": round(successes / episodes, 4) if episodes else 0.0,
         "interval": [round(bound, 4) for bound in wilson_interval(successes, episodes)],
         "successes": successes,
         "episodes": episodes,
         "steps_to_success": summarize_counts([record.steps for record in records if record.success]),
+        "path_to_success_m": round(sum(paths) / len(paths), 4) if paths else None,
         "jerk_m_s3": round(sum(jerks) / len(jerks), 3) if jerks else None,
     }
     if any(record.replaced for record in records):
@@ -95,22 +101,38 @@ def summarize_methods(records: Sequence[EpisodeRecord], methods: Sequence[str]) 
 
 
 def compare_records(first: Sequence[EpisodeRecord], other: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """The other method's success rate minus the first's over the scenes that both have finished.
+    """What the other method changes against the first, over the scenes that both have finished.
 
-    :return: ``difference`` with its ``interval``, and McNemar's four counts: ``both``, ``only_first``, ``only_this``,
-        ``neither``
+    :return: ``difference`` of the success rates with its ``interval``, and McNemar's four counts: ``both``,
+        ``only_first``, ``only_this``, ``neither``; ``jerk``, and of the scenes that both solved ``path`` and ``steps``:
+        each ``ratio`` of the other's mean to the first's with ``interval`` and ``episodes``, or None where there are
+        too few
     """
-    outcomes = {record.seed: record.success for record in first}
-    pairs = [(outcomes[record.seed], record.success) for record in other if record.seed in outcomes]
+    by_seed = {record.seed: record for record in first}
+    pairs = [(by_seed[record.seed], record) for record in other if record.seed in by_seed]
+    outcomes = [(one.success, two.success) for one, two in pairs]
     both, only_first, only_this, neither = (
-        pairs.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
-    low, high = difference_interval(both, only_this, only_first, neither)
+        outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
+    interval = resample_difference([one for one, _ in outcomes], [two for _, two in outcomes])
+    solved = [(one, two) for one, two in pairs if one.success and two.success]
     return {
         "difference": round((only_this - only_first) / len(pairs), 4) if pairs else 0.0,
-        "interval": [round(low, 4), round(high, 4)],
+        "interval": [round(bound, 4) for bound in interval],
         "episodes": len(pairs),
         "both": both, "only_first": only_first, "only_this": only_this, "neither": neither,
+        "jerk": _compare_values([(one.jerk, two.jerk) for one, two in pairs
+                                 if one.jerk is not None and two.jerk is not None]),
+        "path": _compare_values([(one.path_m, two.path_m) for one, two in solved]),
+        "steps": _compare_values([(one.steps, two.steps) for one, two in solved]),
     }
+
+
+def _compare_values(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    found = resample_ratio([one for one, _ in pairs], [two for _, two in pairs])
+    if found is None:
+        return None
+    ratio, low, high = found
+    return {"ratio": round(ratio, 4), "interval": [round(low, 4), round(high, 4)], "episodes": len(pairs)}
 
 
 def _split(records: Sequence[EpisodeRecord], key: Callable[[EpisodeRecord], str],

@@ -27,46 +27,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return 0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half
 
 
-def difference_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
-    """95 % interval of the first success rate minus the second when both tried the same things.
-
-    Wilson's limits of the two rates, added in quadrature with their correlation: method 10 of Newcombe, "Improved
-    confidence intervals for the difference between binomial proportions based on paired data", Statistics in Medicine
-    17, 1998.
-
-    :param both: how often both succeeded
-    :param only_first: how often the first succeeded and the second failed
-    :param only_second: the other way round
-    :param neither: how often both failed
-    :return: low and high, -1 to 1; everything is possible without trials
-    """
-    trials = both + only_first + only_second + neither
-    if trials == 0:
-        return -1.0, 1.0
-    first, second = (both + only_first) / trials, (both + only_second) / trials
-    (first_low, first_high), (second_low, second_high) = (
-        wilson_interval(both + count, trials) for count in (only_first, only_second))
-    correlation = _correlate(both, only_first, only_second, neither)
-
-    def add(one: float, other: float) -> float:
-        return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
-
-    below = add(first - first_low, second_high - second)
-    above = add(first_high - first, second - second_low)
-    return max(-1.0, first - second - below), min(1.0, first - second + above)
-
-
-def _correlate(both: int, only_first: int, only_second: int, neither: int) -> float:
-    # Between the two outcomes; a positive one is moved towards 0 by half a trial, as the method asks.
-    spread = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if spread == 0:
-        return 0.0
-    product = float(both * neither - only_first * only_second)
-    if product > 0:
-        product = max(product - (both + only_first + only_second + neither) / 2, 0.0)
-    return product / math.sqrt(spread)
-
-
 def measure_jerk(translations: np.ndarray, period_s: float) -> float | None:
     """Mean size of the commanded jerk, m/s^3: of the third difference of the commanded positions over the period cubed.
 
@@ -79,6 +39,14 @@ def measure_jerk(translations: np.ndarray, period_s: float) -> float | None:
     if len(translations) < 3:
         return None
     return float(np.linalg.norm(np.diff(translations, n=2, axis=0), axis=1).mean() / period_s**3)
+
+
+def measure_path(translations: np.ndarray) -> float:
+    """Length of the commanded path, m.
+
+    :param translations: (T, 3), one step each, m
+    """
+    return float(np.linalg.norm(translations, axis=1).sum())
 
 
 def summarize_counts(counts: Sequence[int]) -> dict[str, float] | None:

@@ -10,6 +10,7 @@ import cv2
 import pytest
 
 from sqap_vla_ros.cli import main as cli
+from sqap_vla_ros.models.registry import load_checkpoint
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
 
 
@@ -52,17 +53,29 @@ def test_packaged_policy_is_measured(sqap, tmp_path):
     assert summary["methods"]["float"]["successes"] == sum(record["success"] for record in records)
     assert summary["settings"]["first_seed"] == SEED_RANGES["validation"].start
     assert cv2.imread(str(tmp_path / "chart.png")).shape[0] > 400
+    assert not (tmp_path / "kept_tokens.png").exists() and not (tmp_path / "compressed").exists()
+    assert all(0.05 < record["path_m"] < 2.0 for record in records)
     assert "3/3  float:" in errors and "95 % interval" in errors and "Traceback" not in errors
 
 
 def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
-    words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", "float,w4a4-rtn", "--episodes", 2,
-             "--execute-steps", 4, "--checkpoint", untrained, "--out", tmp_path, "--workers")
+    small = "w4a4-rtn+sqap@0.4"
+    words = ("evaluate", "--suite", "hard", "--scene", "moved-camera", "--methods", f"float,{small}", "--episodes", 2,
+             "--execute-steps", 4, "--checkpoint", untrained, "--fidelity", 2, "--out", tmp_path, "--workers")
     code, output, errors = finish(sqap(*words, 2))
     assert code == 0, errors
     whole = json.loads(output[-1])
-    assert list(whole["methods"]["w4a4-rtn"]["tasks"]) == ["small", "crowded"]
-    assert whole["compared"]["w4a4-rtn"]["episodes"] == 2
+    assert list(whole["methods"][small]["tasks"]) == ["small", "crowded"]
+    assert whole["compared"][small]["episodes"] == whole["compared"][small]["jerk"]["episodes"] == 2
+    assert "w4a4-rtn: linears rounded" in errors and "2/2 methods compared with float on 2 pictures" in errors
+    rows = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    assert [rows[name]["fidelity"]["observations"] for name in rows] == [2, 2]
+    assert rows["float"]["fidelity"]["action_mse"] < 1e-12 < 1e-6 < rows[small]["fidelity"]["action_mse"] < 0.1
+    assert rows["float"]["fidelity"]["action_cosine"] > 0.999999 > rows[small]["fidelity"]["action_cosine"] > 0.9
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("# hard suite, moved-camera: 2 episodes per method") and f"| {small} | 0/2  0.0% |" in table
+    assert cv2.imread(str(tmp_path / "kept_tokens.png")).shape[0] > 400
+    assert load_checkpoint(tmp_path / "compressed/w4a4-rtn").artifact.recipe_name == "w4a4-rtn"
     path = tmp_path / "episodes.jsonl"
     text = path.read_text()
     assert len(text.splitlines()) == 4
@@ -71,6 +84,9 @@ def test_hard_groups_are_resumed_where_they_were_cut(sqap, untrained, tmp_path):
     code, output, errors = finish(sqap(*words, 1))
     assert code == 0, errors
     assert f"{len(kept)} are finished already" in errors
+    # Nothing is compressed or measured twice.
+    assert "linears rounded" not in errors and "compared with float" not in errors
+    assert json.loads((tmp_path / "summary.json").read_text())["methods"] == rows
     lines = path.read_text().splitlines()
     # What was there stayed, and what was played again came out the same.
     assert lines[:len(kept)] == kept and sorted(lines) == sorted(text.splitlines())
@@ -115,7 +131,8 @@ def test_death_of_a_worker_is_told_and_the_others_end(sqap, untrained, tmp_path)
     (["--scene", "dim-light,dim-light"], "names a variation twice"), (["--suite", "soft"], "invalid choice: 'soft'"),
     (["--blind", "robot"], "invalid choice: 'robot'"), (["--language", "french"], "invalid choice: 'french'"),
     (["--methods", "w3a3"], "argument --methods"), (["--episodes", "0"], "0 is not allowed; take a whole number"),
-    (["--workers", "0"], "argument --workers"), (["--execute-steps", "many"], "argument --execute-steps")])
+    (["--workers", "0"], "argument --workers"), (["--fidelity", "-1"], "argument --fidelity"),
+    (["--execute-steps", "many"], "argument --execute-steps")])
 def test_wrong_use_exits_with_2_and_a_sentence(words, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", *words])
@@ -124,10 +141,20 @@ def test_wrong_use_exits_with_2_and_a_sentence(words, sentence, capsys):
     assert sentence in captured.err and captured.out == ""
 
 
+def test_recipe_without_observations_is_refused_before_anything_is_written(untrained, tmp_path, capsys):
+    words = ["evaluate", "--checkpoint", str(untrained), "--out", str(tmp_path / "out"), "--methods"]
+    assert cli.main([*words, "float,w4a4+sqap@0.4"]) == 1
+    told = capsys.readouterr()
+    assert "the recipe 'w4a4' (rounding 'gptq') must see observations" in told.err and told.out == ""
+    assert "give --calibration a folder with observations.jsonl" in told.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
     text = capsys.readouterr().out
-    for part in ("examples:", "--suite hard", "Exit codes: 0 all was played", *SEED_RANGES, *SUITES, *VARIATIONS,
-                 *(group for groups in SUITES.values() for group in groups)):
+    for part in ("examples:", "--suite hard", "--calibration", "--fidelity 32", "table.md",
+                 "kept_tokens.png", "DIR/compressed/RECIPE", "Exit codes: 0 all was played", *SEED_RANGES, *SUITES,
+                 *VARIATIONS, *(group for groups in SUITES.values() for group in groups)):
         assert part in text

@@ -16,6 +16,7 @@ from sqap_vla_ros.evaluation.plan import Job, Setup, exchange_task, plan_jobs
 from sqap_vla_ros.geometry.image_map import resize_map
 from sqap_vla_ros.models.registry import save_model
 from sqap_vla_ros.models.vit import VitConfig
+from sqap_vla_ros.policy.compression import compress_checkpoint
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.simulation.expert import act
 from sqap_vla_ros.simulation.layout import Layout
@@ -90,7 +91,20 @@ def test_episode_depends_on_its_job_alone(checkpoint, blind):
     assert (record.method, record.seed, record.group, record.steps) == ("float", first.trial.seed, "pick", 60)
     assert record.target == first.trial.task.color and record.nearest in draw_scene(Layout(), record.seed).colors
     assert not record.success and record.jerk > 0.0
+    # 60 steps, each slower than 0.6 m/s for 0.1 s.
+    assert 0.0 < record.path_m <= 60 * 0.06
     assert played[1].method == "w4a4-rtn+sqap@0.4"
+
+
+def test_compressed_checkpoint_plays_as_the_recipe_it_was_made_by(checkpoint, tmp_path):
+    compress_checkpoint(checkpoint, tmp_path / "small", "w4a4-rtn")
+    job = find_job(COMPRESSED)
+    players = Player(Setup(checkpoint, 4)), Player(Setup(checkpoint, 4, "", {"w4a4-rtn": str(tmp_path / "small")}))
+    made_here, read = (player.play(job) for player in players)
+    assert [player._policy.stored_recipe for player in players] == ["", "w4a4-rtn"]
+    assert read == made_here and read.method == "w4a4-rtn+sqap@0.4"
+    for player in players:
+        player.close()
 
 
 def test_unknown_frame_is_named(tabletop):

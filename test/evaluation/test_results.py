@@ -1,26 +1,27 @@
 """From finished episodes to a summary, a chart and a folder that can be gone on with."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import pytest
 from matplotlib.figure import Figure
 
 from sqap_vla_ros.errors import ConfigError, InputError
-from sqap_vla_ros.evaluation.chart import draw_success
+from sqap_vla_ros.evaluation.chart import draw_kept_tokens, draw_success
 from sqap_vla_ros.evaluation.journal import Journal
 from sqap_vla_ros.evaluation.results import EpisodeRecord, compare_records, summarize_methods
 
 SETTINGS = {"suite": "base", "first_seed": 5, "scene": ("dim-light",)}
 
 
-def record(method, seed, success, *, task="reach", color="red", steps=10, jerk=2.0, **others):
+def record(method, seed, success, *, task="reach", color="red", steps=10, jerk=2.0, path=0.5, **others):
     return EpisodeRecord(method, seed, task, task, color, f"{task} the {color} block", success,
-                         steps if success else 60, jerk, color, color, **others)
+                         steps if success else 60, jerk, path, color, color, **others)
 
 
 RECORDS = [
-    record("a", 1, True, steps=8, jerk=1.0), record("a", 2, True, task="pick", steps=12, jerk=3.0),
+    record("a", 1, True, steps=8, jerk=1.0), record("a", 2, True, task="pick", steps=12, jerk=3.0, path=0.2),
     record("a", 3, False, color="blue", jerk=None), record("a", 4, True, task="pick", color="blue", steps=40, jerk=2.0),
     record("b", 4, False, task="pick", color="blue"), record("b", 1, True), record("b", 2, False, task="pick"),
     record("b", 3, True, color="blue"),
@@ -33,7 +34,7 @@ def test_success_is_told_by_task_color_and_both():
     # Wilson: (0.75 + z^2/8 +- z sqrt(0.75 * 0.25 / 4 + z^2/64)) / (1 + z^2/4) with z^2 = 3.8415.
     assert row["interval"] == [0.3006, 0.9544]
     assert row["steps_to_success"] == {"median": 12.0, "p90": 34.4}
-    assert row["jerk_m_s3"] == 2.0
+    assert (row["jerk_m_s3"], row["path_to_success_m"]) == (2.0, 0.4)
     assert {name: (part["successes"], part["episodes"]) for name, part in row["tasks"].items()} == {
         "reach": (1, 2), "pick": (2, 2)}
     assert {name: (part["successes"], part["episodes"]) for name, part in row["colors"].items()} == {
@@ -62,11 +63,25 @@ def test_only_scenes_that_both_finished_are_compared():
 
 def test_exchanged_instructions_tell_where_the_arm_went():
     blocks = [("blue", "red"), ("blue", "red"), ("red", "blue"), ("green", "blue")]
-    records = [EpisodeRecord("a", seed, "reach", "reach", target, "", True, 5, 1.0, "blue", target, replaced)
+    records = [EpisodeRecord("a", seed, "reach", "reach", target, "", True, 5, 1.0, 0.5, "blue", target, replaced)
                for seed, (target, replaced) in enumerate(blocks)]
     row = summarize_methods(records, ["a"])["methods"]["a"]
     assert row["went_to"] == {"named": 2, "replaced": 2, "elsewhere": 0}
     assert row["tasks"]["reach"]["went_to"] == row["went_to"]
+
+
+def test_motion_is_compared_on_the_scenes_that_both_have():
+    first = [record("a", seed, seed != 4, steps=10 * seed, jerk=float(seed), path=0.1 * seed) for seed in range(1, 7)]
+    other = [record("b", seed, seed != 5, steps=12 * seed, jerk=1.1 * seed, path=0.09 * seed) for seed in range(1, 6)]
+    change = compare_records(first, other)
+    # Scenes 1 to 5 were played by both, and 1 to 3 solved by both; each ratio is the same in all.
+    assert change["jerk"] == {"ratio": 1.1, "interval": [1.1, 1.1], "episodes": 5}
+    assert change["path"] == {"ratio": 0.9, "interval": [0.9, 0.9], "episodes": 3}
+    assert change["steps"] == {"ratio": 1.2, "interval": [1.2, 1.2], "episodes": 3}
+    uneven = compare_records(first, [replace(entry, jerk=2.0) for entry in other])["jerk"]
+    assert uneven["ratio"] == round(2.0 / 3.0, 4) and uneven["interval"][0] < 0.6 < 0.8 < uneven["interval"][1]
+    unknown = compare_records(first, [replace(entry, jerk=None, success=False) for entry in other])
+    assert (unknown["jerk"], unknown["path"], unknown["steps"]) == (None, None, None)
 
 
 def test_chart_shows_a_bar_of_each_method(tmp_path):
@@ -93,6 +108,50 @@ def test_bars_of_an_interrupted_method_stand_under_their_names(tmp_path, monkeyp
     assert middles == [-0.2, 0.8, 1.8, 1.2, 2.2]
 
 
+def count_methods(**successes):
+    """Rows of a summary: successes of 50 by method."""
+    return {name: {"method": name, "successes": count, "episodes": 50, "tasks": {}}
+            for name, count in successes.items()}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure.axes[0]))
+    return figures
+
+
+def test_many_methods_have_a_bar_each_in_the_order_given(drawn, tmp_path):
+    rows = count_methods(**{"float": 48, "w4a4": 45, "w4a8": 46, "w8a8": 47, "w4a4+sqap@0.4": 44, "float+fastv@0.7": 20,
+                            "w4a4+sqap@0.7": 40})
+    draw_success(rows, tmp_path / "chart.png", "hard suite")
+    axes = drawn[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(rows) and axes.yaxis_inverted()
+    lengths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axes.patches}
+    assert [lengths[place] for place in range(7)] == [row["successes"] / 50 for row in rows.values()]
+    assert axes.get_legend_handles_labels()[1] == ["every token", "sqap", "fastv"]
+
+
+def test_success_is_drawn_against_kept_tokens(drawn, tmp_path):
+    rows = count_methods(**{"float": 48, "w4a4": 45, "w4a4+sqap@0.7": 40, "w4a4+sqap@0.4": 44, "float+fastv@0.6": 20,
+                            "w8a8": 47, "w4a8+sqap@0.4": 42})
+    assert draw_kept_tokens(rows, tmp_path / "kept_tokens.png", "hard suite")
+    axes = drawn[0]
+    lines = {container.get_label(): container.lines[0] for container in axes.containers}
+    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
+        "w4a4+sqap": [0.8, 0.88, 0.9], "float+fastv": [0.4, 0.96], "w4a8+sqap": [0.84]}
+    assert {name: [round(place / 10) for place in line.get_xdata()] for name, line in lines.items()} == {
+        "w4a4+sqap": [3, 6, 10], "float+fastv": [4, 10], "w4a8+sqap": [6]}
+    across = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in across] == [[0.96, 0.96]]
+    # The lowest whisker, of 20 in 50, ends at 0.276.
+    assert 0.2 < axes.get_ylim()[0] < 0.276
+
+
+def test_nothing_is_drawn_where_nothing_is_pruned(drawn, tmp_path):
+    assert not draw_kept_tokens(count_methods(float=48, w4a4=45), tmp_path / "kept_tokens.png", "") and drawn == []
+
+
 def test_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     with Journal(tmp_path, SETTINGS) as journal:
         for entry in RECORDS[:3]:
@@ -101,7 +160,7 @@ def test_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     lines = path.read_text().splitlines()
     assert json.loads(lines[0]) == {
         "method": "a", "seed": 1, "group": "reach", "task": "reach", "color": "red",
-        "instruction": "reach the red block", "success": True, "steps": 8, "jerk": 1.0, "nearest": "red",
+        "instruction": "reach the red block", "success": True, "steps": 8, "jerk": 1.0, "path_m": 0.5, "nearest": "red",
         "target": "red", "replaced": ""}
     path.write_text("\n".join(lines)[:-5])
     with Journal(tmp_path, SETTINGS) as journal:
