@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqap_vla_ros.policy.compression import (
     tell_missing_observations,
 )
 from sqap_vla_ros.policy.observations import hash_observations
+from sqap_vla_ros.quantization.report import Listener
 
 FOLDER = "compressed"
 
@@ -73,7 +75,7 @@ def list_folders(folder: Path, methods: Sequence[Method]) -> dict[str, str]:
     return {name: str(folder / FOLDER / name) for name in list_recipes(methods)}
 
 
-def compress_missing(source: Source, folders: dict[str, str], listener: Callable[[str, int, int], None], *,
+def compress_missing(source: Source, folders: dict[str, str], listener: Listener, *,
                      fresh: bool = False) -> list[str]:
     """Carry out every recipe whose result is not there, or was made of something else.
 
@@ -89,7 +91,7 @@ def compress_missing(source: Source, folders: dict[str, str], listener: Callable
         if fresh or not is_current(folder, name, source):
             compress_checkpoint(
                 source.checkpoint, folder, name, observations=source.calibration, replace_old=True,
-                listener=lambda stage, done, total, name=name: listener(f"{name}: {stage}", done, total))
+                listener=partial(_tell, listener, name))
             made.append(name)
     return made
 
@@ -107,6 +109,10 @@ def is_current(folder: str | Path, recipe_name: str, source: Source) -> bool:
     # By their values: what is read back is no subclass.
     return (artifact.recipe_name == recipe_name and asdict(artifact.recipe) == asdict(recipe)
             and artifact.origin.sha256 == source.sha256 and artifact.origin.observations_sha256 == wanted)
+
+
+def _tell(listener: Listener, recipe_name: str, stage: str, done: int, total: int) -> None:
+    listener(f"{recipe_name}: {stage}", done, total)
 
 
 def _check_kind(checkpoint: str, methods: Sequence[Method]) -> None:

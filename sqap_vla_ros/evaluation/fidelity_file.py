@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sqap_vla_ros.evaluation.methods import FLOAT, Method
 from sqap_vla_ros.evaluation.plan import Setup
 from sqap_vla_ros.evaluation.summary import write_json
 from sqap_vla_ros.policy.policy import Policy, build_policy
+from sqap_vla_ros.quantization.report import Listener
 
 FILE = "fidelity.json"
 
@@ -33,7 +34,7 @@ def read_fidelity(folder: Path, settings: Mapping[str, Any], pictures: int) -> d
 
 
 def measure_methods(folder: Path, settings: Mapping[str, Any], methods: Sequence[Method], setup: Setup, pictures: int,
-                    found: dict[str, dict[str, Any]], listener: Callable[[str, int, int], None]) -> None:
+                    found: dict[str, dict[str, Any]], listener: Listener) -> None:
     """Measure the methods that are not in ``found``, and put each there and on disk when it is done.
 
     One thread, so that the numbers do not depend on how many there are. Nothing is blanked.

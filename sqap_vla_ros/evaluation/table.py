@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqap_vla_ros.evaluation.plan import LANGUAGES
@@ -87,8 +88,7 @@ def _build_success(rows: Sequence[_Row], compared: Mapping[str, _Row]) -> Sectio
 
 def _build_groups(rows: Sequence[_Row]) -> Section:
     groups = dict.fromkeys(name for row in rows for name in row["tasks"])
-    return _build("Success by group", rows, {
-        group: lambda row, group=group: _say_count(row["tasks"].get(group)) for group in groups})  # type: ignore[misc]
+    return _build("Success by group", rows, {group: partial(_say_group, group) for group in groups})
 
 
 def _build_motion(rows: Sequence[_Row]) -> Section:
@@ -105,8 +105,7 @@ def _build_motion(rows: Sequence[_Row]) -> Section:
 def _build_ratios(rows: Sequence[_Row], compared: Mapping[str, _Row]) -> Section:
     names = ("steps", "path", "jerk") if compared else ()
     return _build(f"Motion over that of {rows[0]['method']}, 95 % interval", rows, {
-        f"{name} ratio": lambda row, name=name: _say_ratio(  # type: ignore[misc]
-            compared.get(row["method"], {}).get(name)) for name in names})
+        f"{name} ratio": partial(_say_ratio, compared, name) for name in names})
 
 
 def _build_fidelity(rows: Sequence[_Row]) -> Section:
@@ -114,16 +113,12 @@ def _build_fidelity(rows: Sequence[_Row]) -> Section:
     found = [name for name in _FIDELITY if any(fidelity.get(name) is not None for fidelity in measured)]
     count = measured[0]["observations"] if measured else 0
     return _build(f"Actions and scores against float on the same {count} pictures", rows, {
-        _FIDELITY[name][0]: lambda row, name=name: _say_number(  # type: ignore[misc]
-            row.get("fidelity", {}).get(name), _FIDELITY[name][1]) for name in found}, played=False)
+        _FIDELITY[name][0]: partial(_say_fidelity, name) for name in found}, played=False)
 
 
 def _build_places(rows: Sequence[_Row]) -> Section:
     names = _PLACES if any("went_to" in row for row in rows) else {}
-    return _build("Where the gripper ended", rows, {
-        words: lambda row, name=name: (  # type: ignore[misc]
-            f"{row['went_to'][name]}/{row['episodes']}" if "went_to" in row else NOTHING)
-        for name, words in names.items()})
+    return _build("Where the gripper ended", rows, {words: partial(_say_place, name) for name, words in names.items()})
 
 
 def _build(title: str, rows: Sequence[_Row], columns: Mapping[str, Callable[[_Row], str]], *,
@@ -140,7 +135,8 @@ def _say_change(change: _Row) -> str:
     return f"{100 * change['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _say_count(counts: _Row | None) -> str:
+def _say_group(group: str, row: _Row) -> str:
+    counts = row["tasks"].get(group)
     return NOTHING if counts is None else f"{counts['successes']}/{counts['episodes']}"
 
 
@@ -148,8 +144,17 @@ def _say_number(value: float | None, form: str) -> str:
     return NOTHING if value is None else form.format(value)
 
 
-def _say_ratio(found: _Row | None) -> str:
+def _say_ratio(compared: Mapping[str, _Row], name: str, row: _Row) -> str:
+    found = compared.get(row["method"], {}).get(name)
     return NOTHING if found is None else "{:.2f} ({:.2f} to {:.2f})".format(found["ratio"], *found["interval"])
+
+
+def _say_fidelity(name: str, row: _Row) -> str:
+    return _say_number(row.get("fidelity", {}).get(name), _FIDELITY[name][1])
+
+
+def _say_place(name: str, row: _Row) -> str:
+    return f"{row['went_to'][name]}/{row['episodes']}" if "went_to" in row else NOTHING
 
 
 def _join(cells: Sequence[str]) -> str:
