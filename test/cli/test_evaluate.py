@@ -9,8 +9,11 @@ from pathlib import Path
 import cv2
 import pytest
 
+from sqap_vla_ros.cli import evaluate_run
 from sqap_vla_ros.cli import main as cli
+from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.registry import load_checkpoint
+from sqap_vla_ros.policy.compression import compress_checkpoint
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
 
 
@@ -147,6 +150,32 @@ def test_recipe_without_observations_is_refused_before_anything_is_written(untra
     told = capsys.readouterr()
     assert "the recipe 'w4a4' (rounding 'gptq') must see observations" in told.err and told.out == ""
     assert "give --calibration a folder with observations.jsonl" in told.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("end", "code", "sentence"), [
+    (KeyboardInterrupt(), 130, "ended by Ctrl-C after 0 of 2 episodes; run the same again to go on"),
+    (CheckpointError("the disk is full"), 1, "sqap evaluate: the disk is full")])
+def test_end_before_the_first_episode_is_told(untrained, tmp_path, capsys, monkeypatch, end, code, sentence):
+    def compress(*_, **__):
+        raise end
+
+    monkeypatch.setattr(evaluate_run, "compress_missing", compress)
+    assert cli.main(["evaluate", "--checkpoint", str(untrained), "--out", str(tmp_path), "--episodes", "1", "--methods",
+                     "float,w4a4-rtn"]) == code
+    told = capsys.readouterr()
+    assert sentence in told.err and "Traceback" not in told.err
+    line = json.loads(told.out)
+    assert line["complete"] is False and line["methods"]["w4a4-rtn"]["episodes"] == 0
+    assert line["compared"]["w4a4-rtn"]["interval"] == [-1.0, 1.0] and line["compared"]["w4a4-rtn"]["jerk"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.jsonl", "run.json", "summary.json"]
+
+
+def test_fidelity_of_a_compressed_checkpoint_is_refused(untrained, tmp_path, capsys):
+    compress_checkpoint(untrained, tmp_path / "small", "w4a4-rtn")
+    assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "small"), "--out", str(tmp_path / "out"), "--methods",
+                     "stored", "--fidelity", "2"]) == 1
+    assert "--fidelity compares with the float model, and" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
