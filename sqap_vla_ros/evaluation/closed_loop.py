@@ -126,7 +126,7 @@ def find_footprint(tabletop: Tabletop, knobs: FootprintKnobs) -> RobotFootprint:
                           f"{', '.join(poses)}")
     eye, axes = poses[_OPTICAL_FRAME]
     positions = np.stack([(poses[name][0] - eye) @ axes for name in knobs.frames])
-    return project_footprint(tabletop.camera(), knobs.frames, positions, knobs.radii_m)
+    return project_footprint(tabletop.camera(), knobs.frames, positions, knobs.radii_m, joined=knobs.joined)
 
 
 def choose_blind(blind: str, policy: Policy, tabletop: Tabletop, footprint: RobotFootprint, target: str,
