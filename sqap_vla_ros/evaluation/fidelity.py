@@ -19,8 +19,8 @@ from sqap_vla_ros.models.registry import describe_checkpoint
 from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.policy.policy import Policy
 from sqap_vla_ros.pruning.pruner import Pruner
-from sqap_vla_ros.simulation.observing import visit_trials
-from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, Trial, choose_trials
+from sqap_vla_ros.simulation.observing import mix_suites, visit_trials
+from sqap_vla_ros.simulation.suite import SEED_RANGES
 
 FIRST_SEED = SEED_RANGES["validation"].start
 
@@ -61,12 +61,11 @@ class _Look:
 
 def view_scenes(checkpoint: str, count: int, first_seed: int = FIRST_SEED, *,
                 knobs: FootprintKnobs | None = None) -> list[Observation]:
-    """Look at ``count`` scenes with the expert at a random stage of its task, in the groups of every suite in turn.
+    """Look at ``count`` scenes with the expert at a random stage of its task, in the groups of every suite.
 
     :param checkpoint: whose model is to read the instructions, see
         :func:`~sqap_vla_ros.models.registry.load_checkpoint`
-    :param first_seed: of the first scene, those of one suite after those of the other; the same arguments give the same
-        observations
+    :param first_seed: of the first scene; the same arguments give the same observations
     :param knobs: which frames the footprints protect; None takes the defaults
     :raises ConfigError: for test scenes, by which nothing may be chosen, or frames that the robot does not have
     :raises CheckpointError: when the checkpoint cannot be used
@@ -76,12 +75,7 @@ def view_scenes(checkpoint: str, count: int, first_seed: int = FIRST_SEED, *,
     if first_seed < test.stop and first_seed + count > test.start:
         raise ConfigError(f"scenes {first_seed} to {first_seed + count - 1} are test scenes, or some are, and how near "
                           f"a policy is to float guides choices; take validation scenes, from {FIRST_SEED} on")
-    trials: list[Trial] = []
-    seed = first_seed
-    for index, suite in enumerate(SUITES):
-        share = len(range(index, count, len(SUITES)))
-        trials += choose_trials(suite, share, seed)
-        seed += share
+    trials = mix_suites(count, first_seed)
     model = describe_checkpoint(checkpoint).model
     for instruction in sorted({trial.task.instruction for trial in trials}):
         model.tokenize(instruction)

@@ -17,15 +17,24 @@ _LATEST_STEP = 25
 
 
 def observe_expert(count: int, first_seed: int = FIRST_SEED) -> Iterator[tuple[np.ndarray, str]]:
-    """One picture from each of ``count`` scenes of the base and the hard suite in turn, at a random stage of its task.
+    """One picture from each of ``count`` scenes of every suite, at a random stage of its task.
 
     :param count: scenes
     :param first_seed: of the first scene; the same arguments give the same pictures
     :return: (H, W, 3) uint8 pictures and their instructions
     """
-    suites = [choose_trials(suite, count, first_seed) for suite in SUITES]
-    for tabletop, trial in visit_trials(suites[index % len(suites)][index] for index in range(count)):
+    for tabletop, trial in visit_trials(mix_suites(count, first_seed)):
         yield tabletop.render(), trial.task.instruction
+
+
+def mix_suites(count: int, first_seed: int) -> list[Trial]:
+    """``count`` trials in scenes from ``first_seed`` on: the suites in turn, and in each its groups in turn."""
+    parts = []
+    for index, suite in enumerate(SUITES):
+        share = len(range(index, count, len(SUITES)))
+        parts.append(iter(choose_trials(suite, share, first_seed)))
+        first_seed += share
+    return [next(parts[index % len(parts)]) for index in range(count)]
 
 
 def visit_trials(trials: Iterable[Trial]) -> Iterator[tuple[Tabletop, Trial]]:

@@ -16,7 +16,7 @@ from sqap_vla_ros.policy.policy import Policy
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.quantization.quantize import W8A8, quantize_
 from sqap_vla_ros.quantization.rotation import RotationPlan
-from sqap_vla_ros.simulation.observing import visit_trials
+from sqap_vla_ros.simulation.observing import mix_suites, visit_trials
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, choose_trials
 from sqap_vla_ros.simulation.tabletop import Tabletop
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_is_refused(tiny_demo, observations):
 
 def test_scenes_are_of_every_group_with_the_footprint_of_the_moment():
     count, seed = 18, FIRST_SEED + 500
-    trials = [trial for index, suite in enumerate(SUITES) for trial in choose_trials(suite, 9, seed + 9 * index)]
+    trials = mix_suites(count, seed)
     assert {trial.group for trial in trials} == {group for groups in SUITES.values() for group in groups}
     observations = view_scenes("demo", count, seed)
     assert [observation.instruction for observation in observations] == [trial.task.instruction for trial in trials]
