@@ -17,7 +17,7 @@ from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.quantization.quantize import W8A8, quantize_
 from sqap_vla_ros.quantization.rotation import RotationPlan
 from sqap_vla_ros.simulation.observing import mix_suites, visit_trials
-from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, choose_trials
+from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES
 from sqap_vla_ros.simulation.tabletop import Tabletop
 
 HAND = RobotFootprint(("hand",), np.array([[13.5, 9.5]]), np.array([3.0]))
