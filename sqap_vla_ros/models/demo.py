@@ -70,6 +70,7 @@ class DemoVla(nn.Module):
         self.action_spec = config.action
         self.image_spec = ImageSpec(config.vision.image_size, "resize-naive", ((0.5, 0.5, 0.5),), ((0.5, 0.5, 0.5),))
         self.grid = (config.vision.grid_size, config.vision.grid_size)
+        self.action_tokens = 1
         self._ids = {word: len(SPECIAL_TOKENS) + index for index, word in enumerate(config.vocabulary)}
 
     def tokenize(self, instruction: str) -> list[int]:

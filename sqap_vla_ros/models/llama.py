@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqap_vla_ros.quantization.integer import QuantizedTokens, take_rows
+from sqap_vla_ros.quantization.linear import Siblings
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -37,13 +40,21 @@ class PruneStep(NamedTuple):
 
     :param layer: index of the decoder layer after which they leave
     :param visual: where the visual tokens stand in the sequence
-    :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states behind the layer,
-        to (B, K) int64 ascending indices that stay
+    :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states, to (B, K) int64
+        ascending indices that stay
+    :param reads_hidden: whether ``select`` reads hidden states, and so must have those behind the layer. Otherwise it
+        is asked as soon as the layer's scores are known, with the hidden states in front of it. What stays is the
+        same, but the layer computes only keys and values of tokens that leave
     """
 
     layer: int
     visual: slice
     select: Callable[[Tensor, Tensor], Tensor]
+    reads_hidden: bool = True
+
+
+# Told of the visual tokens' scores, or of None where they are not wanted, says which tokens look: (B, R) int64.
+Chooser = Callable[[Tensor | None], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -61,19 +72,30 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary position embedding, (B, 1, S, head_dim) each, for (B, S) positions."""
+class Rope(NamedTuple):
+    """Tables of rotary position embedding, (B, 1, S, head_dim) each; the first half of ``sin`` is negative."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def take(self, rows: Tensor) -> Rope:
+        """The tables of (B, R) tokens."""
+        cos, sin = (take_rows(table[:, 0].expand(rows.shape[0], -1, -1), rows)[:, None] for table in self)
+        return Rope(cos, sin)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
+    """Make the tables for (B, S) positions."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = positions.to(wide)[..., None] / theta**exponent
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = (positions.to(wide)[..., None] / theta**exponent)[:, None]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, H, S, head_dim) by the tables, first half against second half."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotate (B, H, S, head_dim) by the tables of :func:`rope_tables`, first half against second half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class LlamaAttention(nn.Module):
@@ -90,34 +112,69 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
         self.qk_online: nn.Module = nn.Identity()
+        self._siblings = Siblings()
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
-                visual: slice | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor | QuantizedTokens, rope: Rope, mask: Tensor | None, visual: slice | None = None,
+                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Attend; when ``visual`` is given also return what the last token gives to each visual token.
 
-        :param x: (B, S, C)
+        :param x: (B, S, C), rounded or not
         :param rope: tables for the positions of x
-        :param mask: (B, 1, S, S) bool, True where a query may look; None is plain causal
+        :param mask: (B, 1, S, S) bool, True where a query may look; None is plain causal, and needed for ``choose``
         :param visual: where the visual tokens stand
-        :return: (B, S, C) and, for ``visual``, attention of the last query averaged over heads, (B, N) float32
+        :param choose: told of that attention, or of None without ``visual``, says which tokens shall look: (B, R)
+            int64, ascending; the others are only looked at. None is all of them
+        :return: (B, R, C); for ``visual`` attention of the last query averaged over heads, (B, N) float32; and what
+            ``choose`` said
         """
-        batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        q = self.qk_online(apply_rope(q, *rope))
-        k = self.qk_online(apply_rope(k, *rope))
+        rows = None
+        if choose is None:
+            q, k, v = self._project(x, rope)
+            scores = None if visual is None else _last_query_attention(q[:, :, -1:], k)[:, visual]
+        else:
+            k, v = self._turn(self._split(self.k_proj(x)), rope), self._split(self.v_proj(x))
+            scores = None if visual is None else self._score(x, rope, k)[:, visual]
+            rows = choose(scores)
+            if rows.shape[1] < x.shape[1]:
+                x, rope = _take_tokens(x, rows), rope.take(rows)
+                mask = rows[:, None, :, None] >= torch.arange(k.shape[2], device=rows.device)
+            q = self._turn(self._split(self.q_proj(x)), rope)
         if self.num_kv_heads != self.num_heads:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        out = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
-        return out, None if visual is None else _last_query_attention(q, k)[:, visual]
+        return self.o_proj(out.transpose(1, 2).flatten(2)), scores, rows
+
+    def _project(self, x: Tensor | QuantizedTokens, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        joined = self._siblings.multiply((self.q_proj, self.k_proj, self.v_proj), x)
+        if joined is None:
+            q, k, v = (self._split(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
+            return self._turn(q, rope), self._turn(k, rope), v
+        heads, turning = self._split(joined), self.num_heads + self.num_kv_heads
+        turned = self._turn(heads[:, :turning], rope)
+        return turned[:, :self.num_heads], turned[:, self.num_heads:], heads[:, turning:]
+
+    def _split(self, x: Tensor) -> Tensor:
+        # (B, S, heads x head_dim) to (B, heads, S, head_dim)
+        return x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2)
+
+    def _turn(self, heads: Tensor, rope: Rope) -> Tensor:
+        return self.qk_online(apply_rope(heads, *rope))
+
+    def _score(self, x: Tensor | QuantizedTokens, rope: Rope, k: Tensor) -> Tensor:
+        last = torch.full((x.shape[0], 1), x.shape[1] - 1, device=k.device)
+        q = self._turn(self._split(self.q_proj(_take_tokens(x, last))), rope.take(last))
+        return _last_query_attention(q, k)
+
+
+def _take_tokens(x: Tensor | QuantizedTokens, rows: Tensor) -> Tensor | QuantizedTokens:
+    return x.take(rows) if isinstance(x, QuantizedTokens) else take_rows(x, rows)
 
 
 def _last_query_attention(q: Tensor, k: Tensor) -> Tensor:
-    # One row instead of S x S: the last token sees everything, so no mask is needed. (B,H,1,D) @ (B,H,D,S)
-    logits = q[:, :, -1:].float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    # One row instead of S x S: the last token sees everything, so no mask is needed. (B,H,1,D) @ (B,KV,D,S)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
     return logits.softmax(dim=-1).mean(dim=1)[:, 0]
 
 
@@ -132,7 +189,7 @@ class LlamaMLP(nn.Module):
         self.down_online: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, C) to (B, S, C)."""
+        """(B, S, C), rounded or not, to (B, S, C)."""
         return self.down_proj(self.down_online(F.silu(self.gate_proj(x)) * self.up_proj(x)))
 
 
@@ -146,12 +203,14 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
-                visual: slice | None) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`LlamaAttention.forward`."""
-        attended, scores = self.self_attn(self.input_layernorm(x), rope, mask, visual)
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, visual: slice | None = None,
+                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See :meth:`LlamaAttention.forward`; tokens that are only looked at go no further."""
+        attended, scores, rows = self.self_attn(self.input_layernorm(x), rope, mask, visual, choose)
+        if rows is not None:
+            x = take_rows(x, rows)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), scores
+        return x + self.mlp(self.post_attention_layernorm(x)), scores, rows
 
 
 class LlamaDecoder(nn.Module):
@@ -169,30 +228,49 @@ class LlamaDecoder(nn.Module):
         return cast(list[LlamaLayer], list(self.layers))
 
     def forward(self, x: Tensor, positions: Tensor, *, mask: Tensor | None = None,
-                prune: PruneStep | None = None) -> Tensor:
+                prune: PruneStep | None = None, tail: int | None = None) -> Tensor:
         """Run one prefill.
 
         Kept tokens keep their positions, so their rotary phases are those of the unpruned sequence.
 
         :param x: (B, S, C) embeddings
         :param positions: (B, S) int64
-        :param mask: (B, 1, S, S) bool or None for plain causal; only without ``prune``
+        :param mask: (B, 1, S, S) bool or None for plain causal; only without ``prune`` and ``tail``
         :param prune: where visual tokens leave, or None to keep all
-        :return: (B, S', C) after the final norm, S' = S less the dropped tokens
+        :param tail: how many of the last tokens are wanted, none of them visual; the last layer then computes nothing
+            else that only the others need. None is all that are left
+        :return: (B, S', C) after the final norm, S' = ``tail``, or S less the dropped tokens
         """
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.blocks):
             here = prune if prune is not None and prune.layer == index else None
-            x, scores = layer(x, rope, mask, None if here is None else here.visual)
-            if here is not None:
-                keep = _kept_positions(here, scores, x)
-                x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-                positions = positions.gather(1, keep)
-                rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        return self.norm(x)
+            late = here is not None and here.reads_hidden
+            is_end = tail is not None and index + 1 == len(self.layers) and not late
+            choose = _choose_rows(None if late else here, x, tail if is_end else None)
+            x, scores, rows = layer(x, rope, mask, None if here is None else here.visual, choose)
+            if here is not None and late:
+                rows = _kept_rows(here, scores, x)
+                x = take_rows(x, rows)
+            if rows is not None:
+                rope = rope.take(rows)
+        return self.norm(x if tail is None else x[:, -tail:])
 
 
-def _kept_positions(prune: PruneStep, scores: Tensor, x: Tensor) -> Tensor:
+def _choose_rows(prune: PruneStep | None, x: Tensor, tail: int | None) -> Chooser | None:
+    if prune is None and tail is None:
+        return None
+
+    def choose(scores: Tensor | None) -> Tensor:
+        batch, length, _ = x.shape
+        kept = None if prune is None or scores is None else _kept_rows(prune, scores, x)
+        if tail is None and kept is not None:
+            return kept
+        return torch.arange(length - (tail or length), length, device=x.device).expand(batch, -1)
+
+    return choose
+
+
+def _kept_rows(prune: PruneStep, scores: Tensor, x: Tensor) -> Tensor:
     # Everything outside the visual tokens stays, in order: (B, S') indices into the sequence.
     kept = prune.select(scores, x[:, prune.visual])
     every = torch.arange(x.shape[1], device=kept.device).expand(kept.shape[0], -1)

@@ -66,6 +66,7 @@ class VlaModel(Protocol):
     action_spec: ActionSpec
     image_spec: ImageSpec
     grid: tuple[int, int]
+    action_tokens: int  # how many of the last tokens ``predict_actions`` reads
 
     def tokenize(self, instruction: str) -> list[int]:
         """Token ids of an instruction; raises InputError for what the model cannot read."""
@@ -77,7 +78,7 @@ class VlaModel(Protocol):
         """Visual tokens and instruction to the decoder's input."""
 
     def predict_actions(self, hidden: Tensor) -> Tensor:
-        """(B, S', C) decoder output to (B, T, D) float32 actions, normalised as ``action_spec`` says."""
+        """(B, S', C) decoder output, or its last ``action_tokens`` alone, to (B, T, D) float32 actions, normalised."""
 
     def rotation_sites(self) -> RotationSites:
         """Where the decoder's residual stream can be rotated."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError, InferenceError
 from sqap_vla_ros.pruning.coverage import TokenDistances
-from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, keep_all, scatter_bits
+from sqap_vla_ros.pruning.selection import READS_FEATURES, RULES, Candidates, Selection, keep_all, scatter_bits
 
 
 class Pruner:
@@ -48,6 +48,11 @@ class Pruner:
         self._patches = [TokenDistances.of_grid(grid, device) for grid in self.grids]
         self._nobody = [torch.zeros(total, dtype=torch.bool, device=device) for total in self._totals]
         self._record: list[Tensor] | None = None
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether the choice depends on hidden states, and not on scores and places alone."""
+        return self.knobs.rule in READS_FEATURES or self.knobs.coverage_space == "feature"
 
     def check_depth(self, layer_count: int) -> None:
         """Refuse a layer that the decoder does not have, where nothing would ever be dropped.

@@ -153,6 +153,9 @@ RULES: dict[str, Callable[[Candidates], Selection]] = {
     "random": select_by_chance,
 }
 
+# Rules that read features wherever coverage looks.
+READS_FEATURES = ("efficientvla",)
+
 
 def rank_by_attention(scores: Tensor) -> Tensor:
     """(N,) scores to (N,) int64 tokens, highest first, ties to the lower index."""

@@ -7,6 +7,7 @@ nothing for a zero point to correct.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,9 +38,26 @@ class QuantizedTokens:
         """Shape of the activations they stand for."""
         return self.codes.shape
 
+    def take(self, rows: Tensor) -> QuantizedTokens:
+        """Some of (B, S, K) tokens; see :func:`take_rows`."""
+        return QuantizedTokens(take_rows(self.codes, rows), take_rows(self.scale, rows), self.dtype)
+
     def dequantize(self) -> Tensor:
         """Back to activations."""
         return (self.codes * self.scale).to(self.dtype)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Tokens of a batch, each sequence its own: whole rows are copied, where ``gather`` copies single numbers.
+
+    :param x: (B, S, C)
+    :param rows: (B, R) int64
+    :return: (B, R, C)
+    """
+    batch, length, width = x.shape
+    if batch > 1:
+        rows = rows + torch.arange(0, batch * length, length, device=x.device)[:, None]
+    return x.reshape(-1, width).index_select(0, rows.flatten()).view(batch, -1, width)
 
 
 def largest_code(bits: int) -> int:
@@ -58,11 +76,18 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedT
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = largest_code(bits)
-    scale = (wide.abs().amax(-1, keepdim=True) * (clip_ratio / largest)).clamp_min_(_SMALLEST_SCALE)
-    codes = (wide * scale.reciprocal()).round_()
+    scale = wide.abs().amax(-1, keepdim=True) * constant(clip_ratio / largest, wide.dtype, wide.device)
+    codes = (wide * scale.clamp_min_(_SMALLEST_SCALE).reciprocal()).round_()
     if clip_ratio != 1.0:
         codes = codes.clamp_(-largest, largest)
     return QuantizedTokens(codes.to(torch.int8), scale, x.dtype)
+
+
+@lru_cache(maxsize=256)
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a () tensor that is made once: torch makes a Python number one at every single use."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def quantize_weight(weight: Tensor, bits: int, *, group_size: int | None = None, smallest_clip_ratio: float = 1.0,

@@ -5,6 +5,8 @@ Tokens may come rounded already: one norm's output is read by several layers and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from sqap_vla_ros.quantization.integer import (
     FLOAT_BITS,
     QuantizedTokens,
+    constant,
     pack,
     quantize_tokens,
     quantize_weight,
@@ -97,10 +100,9 @@ class QuantLinear(nn.Module):
         if self.act_bits == FLOAT_BITS:
             return self._multiply_floats(x.dequantize() if isinstance(x, QuantizedTokens) else x)
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
-        codes = tokens.codes.reshape(-1, self.in_features)
+        codes = tokens.codes.view(-1, self.in_features)
         if self.group_size is None:
-            sums = self.engine.int_matmul(codes, self.prepared)
-            out = sums.to(tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1)).mul_(self.weight_scale.T)
+            out = _scale_sums(self.engine.int_matmul(codes, self.prepared), tokens, self.weight_scale.view(1, -1))
         else:
             out = self._sum_groups(codes, tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1))
         if self.bias is not None:
@@ -151,6 +153,61 @@ class QuantLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.width}{groups}, engine={self.engine.name}"
 
 
+class Siblings:
+    """Linears that read the same tokens, multiplied as one where all are quantized alike; the numbers are the same.
+
+    That rounds the tokens once, and saves of each further layer what its calls cost beside the product. The joined
+    weight is made at the first call, and again when a layer's own has changed; the layers then multiply parts of it,
+    so that it exists once.
+    """
+
+    def __init__(self) -> None:
+        self._own: tuple[Tensor, ...] = ()
+        self._joined: tuple[Tensor, Tensor] | None = None
+
+    def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens) -> Tensor | None:
+        """(..., K) to all outputs side by side, (..., sum of N); None when they cannot be multiplied as one.
+
+        :param linears: the same at every call
+        """
+        alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
+        if len(alike) < len(linears):
+            return None
+        # Tensors are replaced when a state is loaded or the model moves, so their identity tells.
+        own = _own_tensors(alike)
+        if len(own) != len(self._own) or any(new is not old for new, old in zip(own, self._own, strict=True)):
+            self._join_(alike)
+        if self._joined is None:
+            return None
+        first, (weight, scale) = alike[0], self._joined
+        tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, first.act_bits, first.act_clip_ratio)
+        out = _scale_sums(first.engine.int_matmul(tokens.codes.view(-1, first.in_features), weight), tokens, scale)
+        return out.view(*tokens.shape[:-1], -1).to(tokens.dtype)
+
+    def _join_(self, linears: Sequence[QuantLinear]) -> None:
+        first, self._joined = linears[0], None
+        ways = {(linear.act_bits, linear.act_clip_ratio, linear.engine.name, linear.prepared.shape[1:],
+                 linear.group_size, linear.bias is None) for linear in linears}
+        if len(ways) == 1 and first.act_bits != FLOAT_BITS and first.group_size is None and first.bias is None:
+            with torch.inference_mode(False):
+                weight = torch.cat([linear.prepared for linear in linears])
+                self._joined = weight, torch.cat([linear.weight_scale for linear in linears]).view(1, -1)
+                parts = weight.split([linear.out_features for linear in linears])
+            for linear, part in zip(linears, parts, strict=True):
+                linear.prepared = part
+        self._own = _own_tensors(linears)
+
+
+def _own_tensors(linears: Sequence[QuantLinear]) -> tuple[Tensor, ...]:
+    return tuple(tensor for linear in linears for tensor in (linear.prepared, linear.weight_scale))
+
+
+def _scale_sums(sums: Tensor, tokens: QuantizedTokens, weight_scale: Tensor) -> Tensor:
+    # (M, N) int32 times (..., 1) and (1, N). Sums become floats where they are: what fits the cache stays in it.
+    out = sums.view(torch.float32).copy_(sums) if tokens.scale.dtype == torch.float32 else sums.to(tokens.scale.dtype)
+    return out.mul_(tokens.scale.view(-1, 1)).mul_(weight_scale)
+
+
 class QuantRMSNorm(nn.Module):
     """RMSNorm without gain whose output is rounded tokens, for layers that all round alike.
 
@@ -169,8 +226,9 @@ class QuantRMSNorm(nn.Module):
         """(..., C) to as many tokens."""
         tokens = quantize_tokens(x, self.bits, self.clip_ratio)
         norm = torch.linalg.vector_norm(x.to(tokens.scale.dtype), dim=-1, keepdim=True)
-        scale = tokens.scale * torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return QuantizedTokens(tokens.codes, scale, tokens.dtype)
+        eps = constant(self.eps, norm.dtype, norm.device)
+        inverse = torch.addcmul(eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt()
+        return QuantizedTokens(tokens.codes, tokens.scale * inverse, tokens.dtype)
 
     def extra_repr(self) -> str:
         """For ``print``."""

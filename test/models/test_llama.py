@@ -39,12 +39,12 @@ def keep_of(count, seed=2):
     return torch.randperm(VISUAL.stop - VISUAL.start, generator=generator)[:count].sort().values
 
 
-def prune_at(layer, kept, seen=None):
+def prune_at(layer, kept, seen=None, *, reads_hidden=True):
     def select(scores, hidden):
         if seen is not None:
             seen.append((scores, hidden))
         return kept.expand(scores.shape[0], -1)
-    return PruneStep(layer, VISUAL, select)
+    return PruneStep(layer, VISUAL, select, reads_hidden)
 
 
 def tables(decoder, positions, dtype=torch.float64):
@@ -84,13 +84,14 @@ def test_an_explicit_causal_mask_changes_nothing():
     torch.testing.assert_close(decoder(x, positions, mask=causal), decoder(x, positions), atol=1e-12, rtol=1e-12)
 
 
-def test_keeping_every_token_is_the_identity_to_the_bit():
+@pytest.mark.parametrize("reads_hidden", [True, False])
+def test_keeping_every_token_is_the_identity_to_the_bit(reads_hidden):
     decoder = make_decoder()
     x, positions = make_input()
     plain = decoder(x, positions)
     every = torch.arange(VISUAL.stop - VISUAL.start)
     for layer in range(4):
-        assert torch.equal(decoder(x, positions, prune=prune_at(layer, every)), plain)
+        assert torch.equal(decoder(x, positions, prune=prune_at(layer, every, reads_hidden=reads_hidden)), plain)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -116,7 +117,7 @@ def test_dropping_tokens_equals_hiding_them(layer, dtype, tolerance):
 def make_hidden_reference(decoder, x, positions, layer, before, after):
     rope = tables(decoder, positions, x.dtype)
     for index, block in enumerate(decoder.layers):
-        x, _ = block(x, rope, before if index <= layer else after, None)
+        x, *_ = block(x, rope, before if index <= layer else after)
     return decoder.norm(x)
 
 
@@ -127,11 +128,11 @@ def test_positions_matter_to_what_is_kept():
     kept = keep_of(9)
     right = decoder(x, positions, prune=prune_at(0, kept))
     stays = torch.cat((torch.arange(3), kept + 3, torch.arange(27, LENGTH)))
-    first, _ = decoder.layers[0](x, tables(decoder, positions), None, None)
+    first, *_ = decoder.layers[0](x, tables(decoder, positions), None)
     short = first[:, stays]
     renumbered = torch.arange(short.shape[1]).expand(2, -1)
     for block in list(decoder.layers)[1:]:
-        short, _ = block(short, tables(decoder, renumbered), None, None)
+        short, *_ = block(short, tables(decoder, renumbered), None)
     assert (decoder.norm(short) - right).abs().max() > 1e-2
 
 
@@ -143,3 +144,53 @@ def test_each_of_a_batch_keeps_its_own():
     for index in range(2):
         alone = decoder(x[index:index + 1], positions[:1], prune=prune_at(1, choices[index]))
         torch.testing.assert_close(both[index:index + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def count_rows(decoder):
+    rows = []
+    for block in decoder.layers:
+        block.mlp.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    return rows
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_tokens_leave_before_the_rest_of_the_layer_when_scores_decide_alone(layer, kv_heads):
+    decoder = make_decoder(kv_heads, dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    kept, late, early = keep_of(9), [], []
+    behind = decoder(x, positions, prune=prune_at(layer, kept, late))
+    rows = count_rows(decoder)
+    inside = decoder(x, positions, prune=prune_at(layer, kept, early, reads_hidden=False))
+    torch.testing.assert_close(inside, behind, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(early[0][0], late[0][0], atol=1e-7, rtol=1e-6)
+    assert rows == [LENGTH] * layer + [LENGTH - 24 + 9] * (4 - layer)
+
+
+@pytest.mark.parametrize("tail", [1, 3, LENGTH - VISUAL.stop])
+@pytest.mark.parametrize("prune", [None, (0, True), (2, False), (3, True), (3, False)])
+def test_the_tail_alone_is_the_end_of_the_whole(prune, tail):
+    decoder = make_decoder(dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    seen = []
+    step = None if prune is None else prune_at(prune[0], keep_of(9), seen, reads_hidden=prune[1])
+    whole = decoder(x, positions, prune=step)
+    rows = count_rows(decoder)
+    found = decoder(x, positions, prune=step, tail=tail)
+    assert found.shape == (2, tail, 64)
+    torch.testing.assert_close(found, whole[:, -tail:], atol=1e-12, rtol=1e-12)
+    assert rows[-1] == (LENGTH if prune == (3, True) else tail)
+    if prune is not None:
+        torch.testing.assert_close(seen[1][0], seen[0][0], atol=1e-7, rtol=1e-6)
+
+
+def test_tokens_that_only_are_looked_at_are_looked_at():
+    # Dropped tokens still give keys and values in the layer behind which they leave.
+    decoder = make_decoder(dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    kept = keep_of(9)
+    dropped = sorted(set(range(24)) - set(kept.tolist()))
+    step = prune_at(1, kept, reads_hidden=False)
+    before = decoder(x, positions, prune=step)
+    x[:, VISUAL.start + dropped[0]] += 1.0
+    assert (decoder(x, positions, prune=step)[:, -1] - before[:, -1]).abs().max() > 1e-3

@@ -51,7 +51,9 @@ def test_without_compression_it_is_the_model_itself(build, tiny_demo):
     with torch.inference_mode():
         pixels, _ = prepare_image(observe().images[0], model.image_spec)
         sequence = model.build_sequence(model.encode_images(pixels), model.tokenize(TEXT))
-        actions = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+        actions = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions, tail=1))
+        whole = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+    torch.testing.assert_close(actions, whole, atol=1e-5, rtol=1e-5)
     assert inference.chunk.stamp_ns == STAMP
     assert inference.chunk.step_period_ns == 50_000_000
     assert inference.chunk.steps.shape == (4, 7)

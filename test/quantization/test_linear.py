@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sqap_vla_ros.models.llama import RMSNorm
-from sqap_vla_ros.quantization.integer import quantize_tokens, unpack
+from sqap_vla_ros.quantization.integer import quantize_tokens, take_rows, unpack
 from sqap_vla_ros.quantization.kernels import ENGINES, get_engine
-from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm
+from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, Siblings
 
 WIDTHS = {"W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
 ALL_WIDTHS = {**WIDTHS, "W8A4": (8, 4), "W4A16": (4, 16), "W8A16": (8, 16)}
@@ -162,3 +162,63 @@ def test_output_has_the_type_of_the_input() -> None:
     x = torch.randn(4, 96)
     assert quantized(x.bfloat16()).dtype == torch.bfloat16
     assert quantized(x.double()).dtype == torch.float64
+
+
+def build_siblings(*, widths: tuple[str, ...] = ("W4A4",) * 3, bias: bool = False, engine: str = "cpu",
+                   group_size: int | None = None) -> list[QuantLinear]:
+    return [build(width, columns=128, channels=channels, bias=bias, engine=engine, group_size=group_size,
+                  clip_ratio=0.9)[1] for width, channels in zip(widths, (64, 24, 8), strict=True)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rounded", [True, False])
+def test_siblings_give_to_the_bit_what_each_gives(engine: str, dtype: torch.dtype, rounded: bool) -> None:
+    linears = build_siblings(engine=engine)
+    x = torch.randn(2, 7, 128).to(dtype)
+    given = quantize_tokens(x, 4, 0.9) if rounded else x
+    expected = torch.cat([linear(given) for linear in linears], dim=-1)
+    siblings = Siblings()
+    for _ in range(2):
+        out = siblings.multiply(linears, given)
+        assert out.dtype == dtype and torch.equal(out, expected)
+    assert torch.equal(torch.cat([linear(given) for linear in linears], dim=-1), expected)
+
+
+def test_siblings_hold_their_weight_once() -> None:
+    linears = build_siblings()
+    Siblings().multiply(linears, torch.randn(1, 3, 128))
+    begin = linears[0].prepared.data_ptr()
+    assert [linear.prepared.data_ptr() - begin for linear in linears] == [0, 64 * 128, 88 * 128]
+    assert [linear.prepared_bytes for linear in linears] == [64 * 128, 24 * 128, 8 * 128]
+
+
+def test_siblings_notice_another_weight() -> None:
+    linears, siblings, x = build_siblings(), Siblings(), torch.randn(1, 3, 128)
+    before = siblings.multiply(linears, x)
+    other = QuantLinear.from_linear(nn.Linear(128, 24, bias=False), weight_bits=4, act_bits=4, act_clip_ratio=0.9,
+                                    engine=get_engine("cpu"))
+    linears[1].load_state_dict(other.state_dict())
+    after = siblings.multiply(linears, x)
+    assert torch.equal(after, torch.cat([linear(x) for linear in linears], dim=-1)) and not torch.equal(after, before)
+    copied_linears, copied = copy.deepcopy((linears, siblings))
+    copied_linears[0].load_state_dict(QuantLinear.from_linear(
+        nn.Linear(128, 64, bias=False), weight_bits=4, act_bits=4, engine=get_engine("cpu")).state_dict())
+    assert not torch.equal(copied.multiply(copied_linears, x), after)
+    assert torch.equal(siblings.multiply(linears, x), after)
+
+
+@pytest.mark.parametrize("linears", [
+    build_siblings(widths=("W4A4", "W4A8", "W4A4")), build_siblings(widths=("W4A16",) * 3), build_siblings(bias=True),
+    build_siblings(group_size=64), [nn.Linear(128, 4), *build_siblings()[:2]]])
+def test_siblings_of_different_kinds_go_each_their_own_way(linears: list[nn.Module]) -> None:
+    x, siblings = torch.randn(1, 3, 128), Siblings()
+    assert siblings.multiply(linears, x) is None and siblings.multiply(linears, x) is None
+
+
+def test_rows_of_a_batch_are_taken_from_each_its_own() -> None:
+    x, rows = torch.randn(3, 11, 6), torch.stack([torch.randperm(11)[:4].sort().values for _ in range(3)])
+    expected = x.gather(1, rows[..., None].expand(-1, -1, 6))
+    assert torch.equal(take_rows(x, rows), expected) and torch.equal(take_rows(x[:1], rows[:1]), expected[:1])
+    tokens = quantize_tokens(x, 8)
+    assert torch.equal(tokens.take(rows).dequantize(), quantize_tokens(expected, 8).dequantize())
