@@ -19,6 +19,7 @@ INTERRUPTED = 130
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
+    "bench": ("bench", "measure how long an inference takes, float and compressed, stage by stage"),
     "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
     "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),

@@ -1,0 +1,89 @@
+"""`sqap bench`: its flags and their help; what it does is in :mod:`sqap_vla_ros.cli.bench_run`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sqap_vla_ros.cli.arguments import read_number
+from sqap_vla_ros.config import Config, iterate_knobs
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES
+from sqap_vla_ros.evaluation.methods import Method, parse_method
+
+_CHOICES = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
+_RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name != "float")
+_DEFAULT_ENGINES = "float32,bfloat16,cpu"
+_EPILOG = f"""examples:
+  sqap bench                                        float32, bfloat16 and W4A4 with 60 % of the tokens dropped
+  sqap bench demo --prune-layer 0                   tokens leave behind the first layer already
+  sqap bench demo --prune none                      what quantization brings alone
+  sqap bench demo --recipe w4a4-rtn                 no calibration first: as fast when it runs, but acts worse
+  sqap bench demo --engines cpu,reference --rounds 5
+  sqap bench out/demo-w4a4 --recipe stored --engines cpu --observations my-pictures
+
+engines:
+{chr(10).join(f"  {name:10} {engine.purpose}" for name, engine in BENCH_ENGINES.items())}
+
+Every round runs every engine once on the same picture, in an order drawn anew, so what slows the machine down slows
+all of them down, and a ratio is taken within each round. Still, let nothing else run meanwhile. The stages are those of
+one inference: preprocess, vision, llm (the decoder with pruning), head. Only llm is quantized and pruned.
+
+In DIR: bench.json (every time of every round, medians, ratios, machine, versions) and chart.png. The last line on
+stdout is JSON. Exit codes: 0 all rounds were measured, 1 it failed, 2 wrong use, 130 ended by Ctrl-C; what was measured
+is written in any case.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    knobs = Config()
+    parser.epilog = _EPILOG
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("checkpoint", nargs="?", default="demo", metavar="CHECKPOINT",
+                        help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
+    parser.add_argument("--engines", type=_read_engines, default=_DEFAULT_ENGINES, metavar="LIST",
+                        help=f"what is compared, comma-separated: {', '.join(BENCH_ENGINES)} (default: "
+                             f"{_DEFAULT_ENGINES})")
+    parser.add_argument("--recipe", choices=_RECIPES, default="w4a4", metavar="NAME",
+                        help=f"of the quantized engines: {', '.join(_RECIPES)} (default: w4a4)")
+    parser.add_argument("--prune", type=_read_prune, default="sqap@0.6", metavar="RULE@SHARE",
+                        help="of the quantized engines: which visual tokens leave and how many of them, or 'none' "
+                             "(default: sqap@0.6)")
+    parser.add_argument("--prune-layer", type=read_number(int, 0, 255), default=knobs.prune.layer, metavar="N",
+                        help="decoder layer, from 0, after which they leave (default: "
+                             f"{knobs.prune.layer}, as the node)")
+    parser.add_argument("--threads", type=read_number(int, 1, 256), default=1, metavar="N",
+                        help="CPU threads of one inference (default: 1)")
+    parser.add_argument("--rounds", type=read_number(int, 1, 100_000), default=100, metavar="N",
+                        help="how often each engine runs (default: 100)")
+    parser.add_argument("--observations", type=Path, metavar="DIR",
+                        help="pictures and instructions to run on (default: those that come with 'demo')")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR",
+                        help="where results go (default: out/bench)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, report, print one line of JSON."""
+    # torch and the plots take a second to import, which nobody who asks for help should wait.
+    from sqap_vla_ros.cli.bench_run import run_verb
+
+    return run_verb(args)
+
+
+def _read_engines(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in BENCH_ENGINES:
+            raise argparse.ArgumentTypeError(f"'{name}' is no engine; allowed are {', '.join(BENCH_ENGINES)}")
+    if len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"'{text}' names an engine twice")
+    return names
+
+
+def _read_prune(text: str) -> Method:
+    # The recipe is another flag's; any gives the rule its form.
+    try:
+        return parse_method("w4a4" if text == "none" else f"w4a4+{text}")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be pruned by: {error}") from error

@@ -1,0 +1,34 @@
+"""What `sqap bench` can compare, by name; light, so that its help needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchEngine:
+    """One way to run a checkpoint.
+
+    :param purpose: what it is, in words
+    :param dtype: of a float model, by torch's name; empty for a quantized one
+    :param kernel: engine of the quantized linears, by name; empty for a float model
+    :param device: where it runs
+    """
+
+    purpose: str
+    dtype: str = ""
+    kernel: str = ""
+    device: str = "cpu"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it runs the float checkpoint with every token, as those do that others are measured against."""
+        return not self.kernel
+
+
+BENCH_ENGINES: dict[str, BenchEngine] = {
+    "float32": BenchEngine("the float checkpoint in 32 bits", dtype="float32"),
+    "bfloat16": BenchEngine("the float checkpoint in 16 bits", dtype="bfloat16"),
+    "cpu": BenchEngine("quantized and pruned, multiplied in 8-bit integers", kernel="cpu"),
+    "reference": BenchEngine("the same in plain integers, to compare numbers and not speed", kernel="reference"),
+}
