@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sqap_vla_ros.quantization.integer import QuantizedTokens, take_rows
+from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows, take_rows
 from sqap_vla_ros.quantization.linear import Siblings
 
 
@@ -53,8 +53,8 @@ class PruneStep(NamedTuple):
     reads_hidden: bool = True
 
 
-# Told of the visual tokens' scores, or of None where they are not wanted, says which tokens look: (B, R) int64.
-Chooser = Callable[[Tensor | None], Tensor]
+# Told of the visual tokens' scores, or of None where they are not wanted, says which tokens look.
+Chooser = Callable[[Tensor | None], Rows]
 
 
 class RMSNorm(nn.Module):
@@ -78,9 +78,9 @@ class Rope(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def take(self, rows: Tensor) -> Rope:
-        """The tables of (B, R) tokens."""
-        cos, sin = (take_rows(table[:, 0].expand(rows.shape[0], -1, -1), rows)[:, None] for table in self)
+    def take(self, rows: Rows) -> Rope:
+        """The tables of some tokens."""
+        cos, sin = (take_rows(table[:, 0], rows)[:, None] for table in self)
         return Rope(cos, sin)
 
 
@@ -115,19 +115,20 @@ class LlamaAttention(nn.Module):
         self._siblings = Siblings()
 
     def forward(self, x: Tensor | QuantizedTokens, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Rows | None]:
         """Attend; when ``visual`` is given also return what the last token gives to each visual token.
 
         :param x: (B, S, C), rounded or not
         :param rope: tables for the positions of x
         :param mask: (B, 1, S, S) bool, True where a query may look; None is plain causal, and needed for ``choose``
         :param visual: where the visual tokens stand
-        :param choose: told of that attention, or of None without ``visual``, says which tokens shall look: (B, R)
-            int64, ascending; the others are only looked at. None is all of them
+        :param choose: told of that attention, or of None without ``visual``, says which tokens shall look; the others
+            are only looked at. None is all of them
         :return: (B, R, C); for ``visual`` attention of the last query averaged over heads, (B, N) float32; and what
-            ``choose`` said
+            ``choose`` said, None for all
         """
-        rows = None
+        rows: Rows | None = None
+        length = x.shape[1]
         if choose is None:
             q, k, v = self._project(x, rope)
             scores = None if visual is None else _last_query_attention(q[:, :, -1:], k)[:, visual]
@@ -135,14 +136,15 @@ class LlamaAttention(nn.Module):
             k, v = self._turn(self._split(self.k_proj(x)), rope), self._split(self.v_proj(x))
             scores = None if visual is None else self._score(x, rope, k)[:, visual]
             rows = choose(scores)
-            if rows.shape[1] < x.shape[1]:
-                x, rope = _take_tokens(x, rows), rope.take(rows)
-                mask = rows[:, None, :, None] >= torch.arange(k.shape[2], device=rows.device)
+            if (rows if isinstance(rows, int) else rows.shape[1]) == length:
+                rows = None
+            else:
+                x, rope, mask = _take_tokens(x, rows), rope.take(rows), _see_before(rows, length, k.device)
             q = self._turn(self._split(self.q_proj(x)), rope)
         if self.num_kv_heads != self.num_heads:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows is None)
         return self.o_proj(out.transpose(1, 2).flatten(2)), scores, rows
 
     def _project(self, x: Tensor | QuantizedTokens, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,18 +164,25 @@ class LlamaAttention(nn.Module):
         return self.qk_online(apply_rope(heads, *rope))
 
     def _score(self, x: Tensor | QuantizedTokens, rope: Rope, k: Tensor) -> Tensor:
-        last = torch.full((x.shape[0], 1), x.shape[1] - 1, device=k.device)
-        q = self._turn(self._split(self.q_proj(_take_tokens(x, last))), rope.take(last))
-        return _last_query_attention(q, k)
+        return _last_query_attention(self._turn(self._split(self.q_proj(_take_tokens(x, 1))), rope.take(1)), k)
 
 
-def _take_tokens(x: Tensor | QuantizedTokens, rows: Tensor) -> Tensor | QuantizedTokens:
+def _take_tokens(x: Tensor | QuantizedTokens, rows: Rows) -> Tensor | QuantizedTokens:
     return x.take(rows) if isinstance(x, QuantizedTokens) else take_rows(x, rows)
+
+
+def _see_before(rows: Rows, length: int, device: torch.device) -> Tensor | None:
+    # The causal mask of some queries; the very last sees everything.
+    places = torch.arange(length, device=device)
+    if isinstance(rows, int):
+        return None if rows == 1 else places[-rows:, None] >= places
+    return rows[:, None, :, None] >= places
 
 
 def _last_query_attention(q: Tensor, k: Tensor) -> Tensor:
     # One row instead of S x S: the last token sees everything, so no mask is needed. (B,H,1,D) @ (B,KV,D,S)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     logits = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
     return logits.softmax(dim=-1).mean(dim=1)[:, 0]
 
@@ -204,7 +213,7 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Rows | None]:
         """See :meth:`LlamaAttention.forward`; tokens that are only looked at go no further."""
         attended, scores, rows = self.self_attn(self.input_layernorm(x), rope, mask, visual, choose)
         if rows is not None:
@@ -260,12 +269,11 @@ def _choose_rows(prune: PruneStep | None, x: Tensor, tail: int | None) -> Choose
     if prune is None and tail is None:
         return None
 
-    def choose(scores: Tensor | None) -> Tensor:
-        batch, length, _ = x.shape
+    def choose(scores: Tensor | None) -> Rows:
         kept = None if prune is None or scores is None else _kept_rows(prune, scores, x)
-        if tail is None and kept is not None:
-            return kept
-        return torch.arange(length - (tail or length), length, device=x.device).expand(batch, -1)
+        rows = kept if tail is None else tail
+        assert rows is not None
+        return rows
 
     return choose
 

@@ -106,7 +106,8 @@ class HadamardRotation(nn.Module):
         """
         rows = x.reshape(-1, self.right.shape[0]) @ self.right
         if self.left is not None:
-            rows = self.left @ rows.view(-1, self.left.shape[0], self.right.shape[0])
+            squares = rows.view(-1, self.left.shape[0], self.right.shape[0])
+            rows = torch.bmm(self.left.expand(squares.shape[0], -1, -1), squares)
         return rows.reshape(x.shape)
 
     def extra_repr(self) -> str:

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Some tokens of each sequence of a batch: (B, R) int64 indices, ascending, or how many of the last.
+Rows = Tensor | int
 # What recipes call numbers that are not rounded.
 FLOAT_BITS = 16
 # The search for the scales of weights: its lowest share of a row's largest magnitude, and how many shares are tried.
@@ -38,7 +40,7 @@ class QuantizedTokens:
         """Shape of the activations they stand for."""
         return self.codes.shape
 
-    def take(self, rows: Tensor) -> QuantizedTokens:
+    def take(self, rows: Rows) -> QuantizedTokens:
         """Some of (B, S, K) tokens; see :func:`take_rows`."""
         return QuantizedTokens(take_rows(self.codes, rows), take_rows(self.scale, rows), self.dtype)
 
@@ -47,13 +49,15 @@ class QuantizedTokens:
         return (self.codes * self.scale).to(self.dtype)
 
 
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+def take_rows(x: Tensor, rows: Rows) -> Tensor:
     """Tokens of a batch, each sequence its own: whole rows are copied, where ``gather`` copies single numbers.
 
     :param x: (B, S, C)
-    :param rows: (B, R) int64
+    :param rows: which R of them
     :return: (B, R, C)
     """
+    if isinstance(rows, int):
+        return x[:, -rows:]
     batch, length, width = x.shape
     if batch > 1:
         rows = rows + torch.arange(0, batch * length, length, device=x.device)[:, None]

@@ -100,14 +100,14 @@ class QuantLinear(nn.Module):
         if self.act_bits == FLOAT_BITS:
             return self._multiply_floats(x.dequantize() if isinstance(x, QuantizedTokens) else x)
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
-        codes = tokens.codes.view(-1, self.in_features)
+        codes = tokens.codes.reshape(-1, self.in_features)
         if self.group_size is None:
-            out = _scale_sums(self.engine.int_matmul(codes, self.prepared), tokens, self.weight_scale.view(1, -1))
+            out = _scale_sums(self.engine.int_matmul(codes, self.prepared), tokens, self.weight_scale.view(-1))
         else:
-            out = self._sum_groups(codes, tokens.scale.dtype).mul_(tokens.scale.reshape(-1, 1))
+            out = self._sum_groups(codes, tokens.scale.dtype).view(*tokens.shape[:-1], -1).mul_(tokens.scale)
         if self.bias is not None:
             out += self.bias
-        return out.view(*tokens.shape[:-1], self.out_features).to(tokens.dtype)
+        return out if out.dtype == tokens.dtype else out.to(tokens.dtype)
 
     def _sum_groups(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         # Always from the first group to the last, so that engines agree to the bit.
@@ -181,8 +181,9 @@ class Siblings:
             return None
         first, (weight, scale) = alike[0], self._joined
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, first.act_bits, first.act_clip_ratio)
-        out = _scale_sums(first.engine.int_matmul(tokens.codes.view(-1, first.in_features), weight), tokens, scale)
-        return out.view(*tokens.shape[:-1], -1).to(tokens.dtype)
+        codes = tokens.codes.reshape(-1, first.in_features)
+        out = _scale_sums(first.engine.int_matmul(codes, weight), tokens, scale)
+        return out if out.dtype == tokens.dtype else out.to(tokens.dtype)
 
     def _join_(self, linears: Sequence[QuantLinear]) -> None:
         first, self._joined = linears[0], None
@@ -191,7 +192,7 @@ class Siblings:
         if len(ways) == 1 and first.act_bits != FLOAT_BITS and first.group_size is None and first.bias is None:
             with torch.inference_mode(False):
                 weight = torch.cat([linear.prepared for linear in linears])
-                self._joined = weight, torch.cat([linear.weight_scale for linear in linears]).view(1, -1)
+                self._joined = weight, torch.cat([linear.weight_scale for linear in linears]).view(-1)
                 parts = weight.split([linear.out_features for linear in linears])
             for linear, part in zip(linears, parts, strict=True):
                 linear.prepared = part
@@ -203,9 +204,10 @@ def _own_tensors(linears: Sequence[QuantLinear]) -> tuple[Tensor, ...]:
 
 
 def _scale_sums(sums: Tensor, tokens: QuantizedTokens, weight_scale: Tensor) -> Tensor:
-    # (M, N) int32 times (..., 1) and (1, N). Sums become floats where they are: what fits the cache stays in it.
-    out = sums.view(torch.float32).copy_(sums) if tokens.scale.dtype == torch.float32 else sums.to(tokens.scale.dtype)
-    return out.mul_(tokens.scale.view(-1, 1)).mul_(weight_scale)
+    # (M, N) int32, (..., 1) and (N,) to (..., N). Sums become floats where they are: what fits the cache stays in it.
+    wide = tokens.scale.dtype
+    out = sums.view(torch.float32).copy_(sums) if wide == torch.float32 else sums.to(wide)
+    return out.view(*tokens.shape[:-1], -1).mul_(tokens.scale).mul_(weight_scale)
 
 
 class QuantRMSNorm(nn.Module):
@@ -225,7 +227,8 @@ class QuantRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> QuantizedTokens:
         """(..., C) to as many tokens."""
         tokens = quantize_tokens(x, self.bits, self.clip_ratio)
-        norm = torch.linalg.vector_norm(x.to(tokens.scale.dtype), dim=-1, keepdim=True)
+        wide = x if x.dtype == tokens.scale.dtype else x.to(tokens.scale.dtype)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         eps = constant(self.eps, norm.dtype, norm.device)
         inverse = torch.addcmul(eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt()
         return QuantizedTokens(tokens.codes, tokens.scale * inverse, tokens.dtype)
