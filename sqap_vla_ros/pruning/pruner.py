@@ -52,7 +52,7 @@ class Pruner:
     @property
     def reads_hidden(self) -> bool:
         """Whether the choice depends on hidden states, and not on scores and places alone."""
-        return self.knobs.rule in READS_FEATURES or self.knobs.coverage_space == "feature"
+        return self.knobs.coverage_space in READS_FEATURES.get(self.knobs.rule, ())
 
     def check_depth(self, layer_count: int) -> None:
         """Refuse a layer that the decoder does not have, where nothing would ever be dropped.
@@ -85,7 +85,7 @@ class Pruner:
         """Choose exactly ``kept_count`` tokens; with K = N all of them, in order.
 
         :param scores: (1, N) attention that the last token gives to each visual token of all pictures
-        :param hidden: (1, N, C) hidden states of the visual tokens behind ``layer``
+        :param hidden: (1, N, C) hidden states of the visual tokens behind ``layer``; any without ``reads_hidden``
         :param robot_masks: for each picture (n,) bool, tokens that show the robot, or None when that is not known
         :param draw: as :meth:`draw` gives it, or the same as a () int64 tensor
         :return: one entry per picture

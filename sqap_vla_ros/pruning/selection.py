@@ -153,8 +153,9 @@ RULES: dict[str, Callable[[Candidates], Selection]] = {
     "random": select_by_chance,
 }
 
-# Rules that read features wherever coverage looks.
-READS_FEATURES = ("efficientvla",)
+# Rules that read features, always or where coverage looks at features; the others see scores and places alone.
+READS_FEATURES = {"efficientvla": ("patch", "feature"),
+                  **dict.fromkeys(("sqap", "sqap-no-attention", "sqap-no-robot", "coverage"), ("feature",))}
 
 
 def rank_by_attention(scores: Tensor) -> Tensor:

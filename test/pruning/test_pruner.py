@@ -98,6 +98,15 @@ def test_draw_depends_on_picture_and_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("space", ["patch", "feature"])
+def test_hidden_states_decide_where_it_says_that_they_are_read(rule: str, space: str) -> None:
+    pruner = Pruner(PruneKnobs(rule=rule, pruned_ratio=0.5, coverage_space=space), ONE)
+    scores, hidden = picture_of(256, 0)
+    first, second = (pruner.select(scores, given, [None])[0].kept for given in (hidden, picture_of(256, 1)[1]))
+    assert torch.equal(first, second) == (not pruner.reads_hidden)
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("ratio", [0.0, 0.3])
 def test_keeping_all_is_the_identity_to_the_bit(rule: str, ratio: float) -> None:
     torch.manual_seed(0)
@@ -113,7 +122,7 @@ def test_keeping_all_is_the_identity_to_the_bit(rule: str, ratio: float) -> None
 
     with torch.inference_mode():
         whole = decoder(x, positions)
-        found = decoder(x, positions, prune=PruneStep(1, slice(1, 17), select))
+        found = decoder(x, positions, prune=PruneStep(1, slice(1, 17), select, pruner.reads_hidden))
     if rule == "none" or ratio == 0.0:
         assert torch.equal(found, whole) and unpruned == [16]
     else:
