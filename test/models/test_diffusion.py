@@ -230,9 +230,6 @@ def test_weights_are_read_by_their_names_in_the_checkpoint():
                            if name != "net.final_layer.linear.bias"}, num_heads=2)
 
 
-# What the original gave for a tiny checkpoint in its own format.
-
-
 @pytest.fixture(scope="module")
 def oracles():
     """Folder of the originals' outputs."""
@@ -244,6 +241,7 @@ def oracles():
 
 @pytest.fixture(scope="module")
 def original(oracles):
+    """A tiny checkpoint in the original's own format, and what the original gave for it."""
     folder = oracles / "cogact"
     sizes = json.loads((folder / "architecture.json").read_text())["dit"]
     path, = (folder / "run" / "checkpoints").glob("*.pt")
