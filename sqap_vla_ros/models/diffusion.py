@@ -42,17 +42,12 @@ class Schedule:
     :param keep: one factor per step
     :param remove: one factor per step
     :param spread: one factor per step; zeros for a way without fresh noise, and always for the last step
-    :param left: share of the signal's variance in front of each step, so that the sample as foreseen there is
-        (x - sqrt(1 - left) e) / sqrt(left)
-    :param pull: how far each step goes with the sample as foreseen, were that another one
     """
 
     timesteps: range
     keep: tuple[float, ...]
     remove: tuple[float, ...]
     spread: tuple[float, ...]
-    left: tuple[float, ...]
-    pull: tuple[float, ...]
 
     @property
     def draws(self) -> int:
@@ -78,7 +73,7 @@ def ddim_schedule(steps: int = 10, train_steps: int = TRAIN_STEPS) -> Schedule:
     # x = sqrt(left) x0 + sqrt(1 - left) e, solved for x0 and written again with left_next.
     keep = np.sqrt(left_next / left)
     remove = np.sqrt(1 - left_next) - keep * np.sqrt(1 - left)
-    return Schedule(times, _floats(keep), _floats(remove), (0.0,) * steps, _floats(left), _floats(np.sqrt(left_next)))
+    return Schedule(times, _floats(keep), _floats(remove), (0.0,) * steps)
 
 
 def ddpm_schedule(train_steps: int = TRAIN_STEPS) -> Schedule:
@@ -92,39 +87,28 @@ def ddpm_schedule(train_steps: int = TRAIN_STEPS) -> Schedule:
     keep = 1 / np.sqrt(1 - betas)
     remove = -keep * betas / np.sqrt(1 - left)
     spread = np.sqrt(betas * (1 - left_next) / (1 - left))
-    pull = betas * np.sqrt(left_next) / (1 - left)
-    falling = (_floats(factors[::-1]) for factors in (keep, remove, spread, left, pull))
-    return Schedule(range(train_steps)[::-1], *falling)
+    return Schedule(range(train_steps)[::-1], _floats(keep[::-1]), _floats(remove[::-1]), _floats(spread[::-1]))
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def denoise(predict: Predictor, noise: Tensor, schedule: Schedule, *, clips_foreseen: bool = False) -> Tensor:
+def denoise(predict: Predictor, noise: Tensor, schedule: Schedule) -> Tensor:
     """Go the way of a schedule.
 
     :param predict: the noise in noisy actions at a step
     :param noise: (draws, B, T, D) standard normal, the first to start from, the others in the order of use
     :param schedule: the way
-    :param clips_foreseen: whether each step goes towards the sample as foreseen within [-1, 1], as OpenVLA-OFT's
-        diffusion does, or wherever it is foreseen, as CogACT's
     :return: (B, T, D), in the type of ``noise``
     """
     if len(noise) != schedule.draws:
         raise ValueError(f"noise holds {len(noise)} draws; a sample by this schedule takes {schedule.draws}")
     x, fresh = noise[0], iter(noise[1:])
-    for index in range(len(schedule.timesteps)):
-        predicted, excess = predict(x, index), None
-        if clips_foreseen:
-            left = schedule.left[index]
-            foreseen = (x - math.sqrt(1 - left) * predicted) / math.sqrt(left)
-            excess = foreseen - foreseen.clamp(-1.0, 1.0)
-        x = schedule.keep[index] * x + schedule.remove[index] * predicted
-        if excess is not None:
-            x = x - schedule.pull[index] * excess
-        if schedule.spread[index] > 0:
-            x = x + schedule.spread[index] * next(fresh)
+    for index, (keep, remove, spread) in enumerate(zip(schedule.keep, schedule.remove, schedule.spread, strict=True)):
+        x = keep * x + remove * predict(x, index)
+        if spread > 0:
+            x = x + spread * next(fresh)
     return x
 
 
