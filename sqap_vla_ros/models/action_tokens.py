@@ -1,0 +1,42 @@
+"""Actions written as words: the last words of the vocabulary stand for the bins of a normalised action, backwards.
+
+OpenVLA generates one such word per dimension (Kim et al. 2024, "OpenVLA", section 3.2); OpenVLA-OFT without a head
+reads them all at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActionTokens:
+    """Which token ids are actions and what they say.
+
+    Training cuts [-1, 1] by ``edges`` evenly spaced edges and writes ``words - k``, where k, 1 to ``edges``, counts the
+    edges at or below a value. There is one interval less than there are edges, so the ids of both +1 and of what lies
+    just below it mean the last interval.
+
+    :param words: of the vocabulary without what pads it to a round number; 32000 for Llama-2
+    :param edges: of the intervals, ``n_action_bins`` in a checkpoint's config.json
+    """
+
+    words: int = 32000
+    edges: int = 256
+
+    def is_action(self, ids: Tensor) -> Tensor:
+        """Which ids training could have written, bool of the same shape; :meth:`decode` takes others for extremes."""
+        return (ids < self.words) & (ids >= self.words - self.edges)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Middle of each id's interval.
+
+        :param ids: any shape, int64; ids below those of actions mean the highest interval, ids above them the lowest
+        :return: the same shape, float32, between -1 and 1
+        """
+        edges = torch.linspace(-1.0, 1.0, self.edges, dtype=torch.float64, device=ids.device)
+        middles = (edges[:-1] + edges[1:]) / 2.0
+        return middles[(self.words - 1 - ids).clamp(0, self.edges - 2)].float()

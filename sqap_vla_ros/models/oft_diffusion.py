@@ -1,0 +1,84 @@
+"""OpenVLA-OFT's other head denoises a chunk, and asks the whole decoder at every step.
+
+The sampler is DDIM with eta 0 (Song et al. 2021, equation 12) over the squared-cosine diffusion, as CogACT's, but the
+clean actions that a step implies are cut to [-1, 1]. That makes a step more than a sum of noisy actions and noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.models.diffusion import squared_cosine_betas
+
+TRAIN_STEPS = 50
+# Noisy actions (B, T, D) and a time of the diffusion to the predicted noise.
+NoisePredictor = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class ClippedSchedule:
+    """Which times of the diffusion a sample stops at, and how much of the clean actions is left there.
+
+    :param timesteps: falling; the model is told these
+    :param left: share of the clean actions' variance at each
+    :param left_next: the same at the one that follows; 1 behind the last
+    """
+
+    timesteps: tuple[int, ...]
+    left: tuple[float, ...]
+    left_next: tuple[float, ...]
+
+
+def clipped_schedule(steps: int = TRAIN_STEPS, train_steps: int = TRAIN_STEPS) -> ClippedSchedule:
+    """Times 0, s, 2 s, ... with s whole and ``steps`` of them.
+
+    :param steps: predictions per sample; the published checkpoints take as many as they were trained with
+    :param train_steps: of the diffusion as trained
+    :raises ConfigError: for fewer than 1 or more than ``train_steps``
+    """
+    if not 1 <= steps <= train_steps:
+        raise ConfigError(f"a chunk is denoised in 1 to {train_steps} steps, got {steps}")
+    # The diffusion that checkpoints were trained with was worked out in float32. It matters where little is left.
+    left = np.cumprod(np.float32(1) - squared_cosine_betas(train_steps).astype(np.float32))
+    stride = train_steps // steps
+    timesteps = tuple(stride * step for step in reversed(range(steps)))
+    left_at = tuple(float(left[time]) for time in timesteps)
+    return ClippedSchedule(timesteps, left_at, (*left_at[1:], 1.0))
+
+
+def denoise_clipped(predict: NoisePredictor, noise: Tensor, schedule: ClippedSchedule) -> Tensor:
+    """Go from noise to a chunk.
+
+    :param predict: asked once per step
+    :param noise: (B, T, D) standard normal
+    :param schedule: where to stop
+    :return: (B, T, D) between -1 and 1, in the type of ``noise``
+    """
+    x = noise
+    for time, left, left_next in zip(schedule.timesteps, schedule.left, schedule.left_next, strict=True):
+        predicted = predict(x, time).to(x.dtype)
+        clean = ((x - math.sqrt(1.0 - left) * predicted) / math.sqrt(left)).clamp(-1.0, 1.0)
+        x = math.sqrt(left_next) * clean + math.sqrt(1.0 - left_next) * predicted
+    return x
+
+
+def timestep_token(step: Tensor, width: int) -> Tensor:
+    """How far denoising is, as a token that no layer stands before.
+
+    Sines of ``width`` / 2 frequencies from 1 down to 1 / 10000, both ends included, then their cosines.
+
+    :param step: (B,) of the training steps, 0 the last that denoises
+    :param width: C, even
+    :return: (B, 1, C) float32
+    """
+    half = width // 2
+    falling = torch.arange(half, device=step.device) * (-math.log(10000.0) / (half - 1))
+    angles = step.float()[:, None] * falling.exp()
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, None]

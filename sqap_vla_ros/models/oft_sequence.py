@@ -1,0 +1,55 @@
+"""OpenVLA-OFT's sequence: BOS, pictures, extra tokens, instruction, one empty place per number of a chunk, a stop.
+
+Every token sees every other one. Actions are read one place early, as in a model that predicts the next token: at the
+last token of the instruction and at all places but the last (Kim et al. 2025, arXiv 2502.19645, and the published
+code). That is counted from the end, so it holds after visual tokens have left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqap_vla_ros.models.vla import Sequence
+
+STOP_ID = 2
+
+
+def assemble_sequence(prompt: Tensor, visual: Tensor, extra: Tensor | None, places: Tensor, stop: Tensor) -> Sequence:
+    """Put a sequence together.
+
+    :param prompt: (B, L, C) embeddings of the instruction's ids, BOS first and 29871 last
+    :param visual: (B, N, C) tokens of all pictures
+    :param extra: (B, E, C) the state's token, then for diffusion the timestep's; None for neither
+    :param places: (B, A, C) what stands where actions are read: :func:`empty_places`, or projected noisy actions
+    :param stop: (1, 1, C) embedding of ``STOP_ID``
+    :return: (B, 1 + N + E + (L - 1) + A + 1, C), with positions 0, 1, 2, ...
+    """
+    batch, count = visual.shape[:2]
+    middle = (visual,) if extra is None else (visual, extra)
+    embeddings = torch.cat((prompt[:, :1], *middle, prompt[:, 1:], places, stop.expand(batch, -1, -1)), dim=1)
+    positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(batch, -1)
+    return Sequence(embeddings, positions, slice(1, 1 + count))
+
+
+def empty_places(like: Tensor, count: int) -> Tensor:
+    """(B, count, C) zeros of the type and width of ``like``, (B, ..., C); only their positions tell them apart."""
+    return like.new_zeros(like.shape[0], count, like.shape[-1])
+
+
+def action_window(action_tokens: int) -> slice:
+    """Where a chunk's A numbers are read, counted from the end of the sequence.
+
+    Without the stop and the last place, so one before the first place.
+    """
+    return slice(-action_tokens - 2, -2)
+
+
+def average_language(prompt: Tensor, stop: Tensor) -> Tensor:
+    """What FiLM is told of the instruction: the mean of all embeddings that are not actions, BOS and stop among them.
+
+    :param prompt: (B, L, C) embeddings of the instruction's ids, BOS first and 29871 last
+    :param stop: (1, 1, C) embedding of ``STOP_ID``
+    :return: (B, C)
+    """
+    return torch.cat((prompt, stop.expand(prompt.shape[0], -1, -1)), dim=1).mean(dim=1)

@@ -1,0 +1,30 @@
+"""Token ids of actions against the way training writes them."""
+
+import numpy as np
+import torch
+
+from sqap_vla_ros.models.action_tokens import ActionTokens
+
+
+def test_every_interval_comes_back_as_its_middle():
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, 2000)
+    ids = 32000 - np.digitize(actions, np.linspace(-1, 1, 256))
+    decoded = ActionTokens().decode(torch.from_numpy(ids)).numpy()
+    step = 2 / 255
+    np.testing.assert_allclose(decoded, (np.floor((actions + 1) / step) + 0.5) * step - 1, atol=1e-6)
+
+
+def test_ends_and_foreign_ids():
+    ids = torch.tensor([[31999, 31745, 31744], [31743, 0, 32000], [32063, 2, 31872]])
+    low, high = -254 / 255, 254 / 255
+    expected = torch.tensor([[low, high, high], [high, high, low], [low, high, 0.0]])
+    torch.testing.assert_close(ActionTokens().decode(ids), expected, atol=1e-6, rtol=0)
+    assert ActionTokens().is_action(ids).tolist() == [[True, True, True], [False, False, False], [False, False, True]]
+
+
+def test_other_vocabularies_and_edges():
+    tokens = ActionTokens(words=100, edges=5)
+    torch.testing.assert_close(tokens.decode(torch.tensor([99, 98, 97, 96, 95, 94])),
+                               torch.tensor([-0.75, -0.25, 0.25, 0.75, 0.75, 0.75]))
+    assert tokens.is_action(torch.tensor([100, 99, 95, 94])).tolist() == [False, True, True, False]
