@@ -47,6 +47,7 @@ setup(
         "rosbags-image>=0.10",
         "safetensors>=0.4",
         "scipy>=1.8",
+        "tokenizers>=0.19",
         "torch>=2.6",
         "tqdm>=4.60",
         "transformers>=4.45",

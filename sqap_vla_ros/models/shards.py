@@ -1,0 +1,262 @@
+"""Tensors that lie in one file or several, read one at a time.
+
+A model's weights may be larger than memory, so nothing is read before it is asked for. A page of a mapped file counts
+as this process's memory until the file is closed; therefore a file is opened anew whenever a gigabyte of it was read.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.quantization.stored_tensors import list_stored
+
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REOPEN_BYTES = 1 << 30
+_ADVICE = "copy it again"
+
+
+class TensorFile(ABC):
+    """One file, whose tensors are known by name before any is read.
+
+    :param path: of the file
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes = self._list()
+        self._read_bytes = 0
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in memory of its own, in the type it is stored in."""
+        tensor = self._get(name)
+        # Also because mapped memory is not aligned as torch aligns its own.
+        own = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+        self._read_bytes += own.nbytes
+        if self._read_bytes >= REOPEN_BYTES:
+            self._close()
+            self._read_bytes = 0
+        return own
+
+    @abstractmethod
+    def _list(self) -> dict[str, tuple[int, ...]]: ...
+
+    @abstractmethod
+    def _get(self, name: str) -> Tensor: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+class SafetensorsFile(TensorFile):
+    """A file of the safetensors format."""
+
+    _handle: Any = None
+
+    def _list(self) -> dict[str, tuple[int, ...]]:
+        shapes = {name: shape for name, (_, shape) in list_stored(self.path).items()}
+        with self.path.open("rb") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(begin - 8))
+        ends = {name: header[name]["data_offsets"][1] for name in shapes}
+        size = self.path.stat().st_size
+        for name, end in sorted(ends.items(), key=lambda item: item[1]):
+            if begin + end > size:
+                raise CheckpointError(f"'{self.path}' is cut short within the tensor '{name}': {_ADVICE}")
+        return shapes
+
+    def _get(self, name: str) -> Tensor:
+        try:
+            if self._handle is None:
+                self._handle = safe_open(self.path, framework="pt")
+            return self._handle.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"'{self.path}' cannot be read at the tensor '{name}': {error}; {_ADVICE}") from error
+
+    def _close(self) -> None:
+        self._handle = None
+
+
+class PickleFile(TensorFile):
+    """A file written by ``torch.save``; names within names are joined by dots.
+
+    :param path: of the file
+    :param root: the one entry to be read, or empty to read all of them
+    """
+
+    def __init__(self, path: Path, root: str = "") -> None:
+        self._root = root
+        self._tensors: dict[str, Tensor] | None = None
+        super().__init__(path)
+
+    def _list(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._open().items()}
+
+    def _get(self, name: str) -> Tensor:
+        return self._open()[name]
+
+    def _close(self) -> None:
+        self._tensors = None
+
+    def _open(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            self._tensors = dict(_flatten(self.path, _load_pickle(self.path, self._root), ""))
+        return self._tensors
+
+
+class TensorFiles:
+    """The tensors of several files, by name.
+
+    :param files: which hold no name twice
+    :raises CheckpointError: when one is in two files
+    """
+
+    def __init__(self, files: Iterable[TensorFile]) -> None:
+        self._files: dict[str, TensorFile] = {}
+        for file in files:
+            for name in file.shapes:
+                if name in self._files:
+                    raise CheckpointError(f"the tensor '{name}' is in '{self._files[name].path}' and in '{file.path}'; "
+                                          "remove the file that belongs to another checkpoint")
+                self._files[name] = file
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor."""
+        return tuple(self._files)
+
+    @property
+    def place(self) -> str:
+        """The files, for a message."""
+        paths = sorted({str(file.path) for file in self._files.values()})
+        return f"'{paths[0]}'" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") if paths else "no file"
+
+    def path(self, name: str) -> Path:
+        """The file that holds a tensor.
+
+        :raises CheckpointError: when none does
+        """
+        return self._file(name).path
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of a tensor, without reading it.
+
+        :raises CheckpointError: when no file holds it
+        """
+        return self._file(name).shapes[name]
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A tensor in memory of its own, in the type it is stored in.
+
+        :param name: of the tensor
+        :param shape: what it must be, or None for any
+        :raises CheckpointError: naming file and tensor, when it is missing, of another shape, or not of finite numbers
+        """
+        file = self._file(name)
+        if shape is not None and file.shapes[name] != tuple(shape):
+            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has shape {file.shapes[name]}, but the others "
+                                  f"need {tuple(shape)}; the file is of another model")
+        tensor = file.read(name)
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(f"the tensor '{name}' in '{file.path}' is {tensor.dtype}; allowed are "
+                                  f"{', '.join(map(str, DTYPES))}: convert it")
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has values that are not finite; {_ADVICE}")
+        return tensor
+
+    def _file(self, name: str) -> TensorFile:
+        if name not in self._files:
+            raise CheckpointError(f"{self.place} has no tensor '{name}'; the checkpoint is of another model, or not "
+                                  "whole")
+        return self._files[name]
+
+
+def open_safetensors(folder: Path) -> TensorFiles:
+    """The tensors of a folder as ``transformers`` saves it: shards with an index, or one file.
+
+    Every file's header is read and compared with the index.
+
+    :param folder: of the checkpoint
+    :raises CheckpointError: naming the file or tensor that is missing, damaged, cut short or in excess
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        if not (folder / SINGLE_FILE).is_file():
+            raise CheckpointError(f"'{folder}' has neither '{INDEX_FILE}' nor '{SINGLE_FILE}'; give a folder as "
+                                  "transformers saves it")
+        return TensorFiles([SafetensorsFile(folder / SINGLE_FILE)])
+    listed = _read_index(index)
+    files = [SafetensorsFile(folder / name) for name in sorted(set(listed.values()))]
+    held = {(name, file.path.name) for file in files for name in file.shapes}
+    for name, file_name in listed.items():
+        if (name, file_name) not in held:
+            raise CheckpointError(f"'{folder / file_name}' lacks the tensor '{name}' that '{INDEX_FILE}' places there; "
+                                  "the files are of different checkpoints")
+    for name, file_name in sorted(held):
+        if listed.get(name) != file_name:
+            raise CheckpointError(f"'{folder / file_name}' has the tensor '{name}', of which '{INDEX_FILE}' does not "
+                                  "tell; the files are of different checkpoints")
+    return TensorFiles(files)
+
+
+def open_pickle(path: Path, root: str = "") -> TensorFiles:
+    """The tensors of one file that ``torch.save`` wrote; see :class:`PickleFile`.
+
+    Nothing but tensors and plain containers is unpickled, so a file cannot run code.
+
+    :param path: of the file
+    :param root: the one entry to be read, or empty to read all of them
+    :raises CheckpointError: when the file is missing, damaged, of an old format, or holds other things than tensors
+    """
+    return TensorFiles([PickleFile(path, root)])
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"'{path}' is not readable as an index of tensors: {error!r}; {_ADVICE}") from error
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"'{path}' must map each tensor to its file under 'weight_map'; {_ADVICE}")
+    for name, file_name in listed.items():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"'{path}' places the tensor '{name}' in {file_name!r}, which is no file beside it")
+    return listed
+
+
+def _load_pickle(path: Path, root: str) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is missing")
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"'{path}' is damaged, cut short or holds more than tensors: "
+                              f"{str(error).splitlines()[0] if str(error) else repr(error)}; {_ADVICE}") from error
+    if not root:
+        return loaded
+    if not isinstance(loaded, Mapping) or root not in loaded:
+        came = ", ".join(map(repr, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise CheckpointError(f"'{path}' holds its tensors not under '{root}', but {came or 'nothing'}; it is of "
+                              "another model")
+    return loaded[root]
+
+
+def _flatten(path: Path, value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flatten(path, inner, f"{name}.{key}" if name else str(key))
+    else:
+        raise CheckpointError(f"'{path}' holds {type(value).__name__} under '{name}', where a tensor belongs; it is of "
+                              "another model")

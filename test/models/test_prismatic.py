@@ -1,0 +1,232 @@
+"""Prismatic models from both of the originals' layouts, against the originals and against themselves."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sqap_vla_ros.errors import CheckpointError, InputError
+from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, LlamaTokenizer
+from sqap_vla_ros.models.pictures import prepare_picture
+from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
+from sqap_vla_ros.models.prismatic_checkpoint import find_tokenizer, open_prismatic
+
+ATOL = 2e-5
+# Folder, checkpoint within it, instruction, what CogACT puts behind every prompt.
+ORACLES = [("openvla", "checkpoint", "put spoon on towel", ()),
+           ("cogact", "run", "Move sponge near apple", (EMPTY_ID, EOS_ID))]
+
+
+def load(folder, dtype=torch.float32):
+    checkpoint = open_prismatic(folder)
+    model = PrismaticVlm(checkpoint.config).eval().requires_grad_(False)
+    load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype)
+    return checkpoint, model
+
+
+def run_oracle(folder, part, instruction, appended, dtype=torch.float32):
+    checkpoint, model = load(folder / part, dtype)
+    pixels, _ = prepare_picture(np.asarray(Image.open(folder / "image.png").convert("RGB")), checkpoint.config.image)
+    ids = LlamaTokenizer(find_tokenizer(folder / part), checkpoint.prompt, always_append=appended).encode(instruction)
+    visual = model.encode_images(pixels.to(dtype))
+    return checkpoint, model, pixels, ids, visual, model.build_sequence(visual, ids)
+
+
+def close(got, expected, atol=ATOL):
+    torch.testing.assert_close(got.float(), expected.float(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "part", "instruction", "appended"), ORACLES)
+def test_every_stage_is_the_originals(oracles, name, part, instruction, appended):
+    checkpoint, model, pixels, ids, visual, sequence = run_oracle(oracles / name, part, instruction, appended)
+    expected = load_file(oracles / name / "reference_float32.safetensors")
+    theirs = expected.get("pixel_values")
+    if theirs is None:
+        theirs = torch.cat((expected["pixel_dino"], expected["pixel_siglip"]))[None]
+    assert torch.equal(pixels, theirs)
+    close(model.vision(pixels), expected["patches"])
+    close(visual, expected["projected"])
+    assert sequence.visual == slice(1, 257) and sequence.positions[0].tolist() == list(range(256 + len(ids)))
+    hidden = model.decoder(sequence.embeddings, sequence.positions)
+    close(hidden, expected["hidden_last_postnorm"])
+    if name == "cogact":
+        assert checkpoint.config.decoder.rms_norm_eps == 1e-5
+        close(hidden[:, -1], expected["cognition"])
+        return
+    assert checkpoint.config.decoder.rms_norm_eps == 1e-6
+    assert ids == expected["input_ids"][0].tolist()
+    close(sequence.embeddings, expected["inputs_embeds"])
+    close(model.lm_head(hidden[:, -1]), expected["prefill_last_logits"])
+
+
+def test_the_first_decoder_layer_is_the_originals(oracles):
+    _, model, _, _, _, sequence = run_oracle(oracles / "openvla", *ORACLES[0][1:])
+    expected = load_file(oracles / "openvla" / "reference_float32.safetensors")
+    seen = []
+    model.decoder.layers[0].register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    model.decoder(sequence.embeddings, sequence.positions)
+    close(seen[0], expected["hidden_layer1"])
+
+
+def test_half_precision_is_the_originals(oracles):
+    _, model, pixels, _, visual, sequence = run_oracle(oracles / "openvla", *ORACLES[0][1:], dtype=torch.bfloat16)
+    expected = load_file(oracles / "openvla" / "reference_bfloat16.safetensors")
+    hidden = model.decoder(sequence.embeddings, sequence.positions)
+    for name, got in {"patches": model.vision(pixels.bfloat16()), "projected": visual,
+                      "inputs_embeds": sequence.embeddings, "hidden_last_postnorm": hidden}.items():
+        assert got.dtype == torch.bfloat16
+        theirs = expected[name].float()
+        assert (got.float() - theirs).norm() <= 2e-2 * theirs.norm(), name
+
+
+def test_transformers_llama_says_the_same_of_the_same_weights(oracles):
+    _, model, _, _, _, sequence = run_oracle(oracles / "openvla", *ORACLES[0][1:])
+    config = transformers.LlamaConfig(vocab_size=32064, hidden_size=64, intermediate_size=176, num_hidden_layers=2,
+                                      num_attention_heads=4, rms_norm_eps=1e-6, attn_implementation="eager")
+    second = transformers.LlamaForCausalLM(config).eval()
+    weights = {f"model.{name}": tensor for name, tensor in model.decoder.state_dict().items()}
+    second.load_state_dict({**weights, "model.embed_tokens.weight": model.embed_tokens.weight,
+                            "lm_head.weight": model.lm_head.weight})
+    with torch.inference_mode():
+        theirs = second(inputs_embeds=sequence.embeddings).logits
+    close(model.lm_head(model.decoder(sequence.embeddings, sequence.positions)), theirs)
+
+
+@pytest.mark.parametrize("layout", ["hf", "native"])
+def test_a_model_comes_back_from_either_layout(tmp_path, tiny_vlm, hf_folder, native_run, layout):
+    written = tiny_vlm()
+    checkpoint, model = load((hf_folder if layout == "hf" else native_run)(tmp_path / "a", written))
+    eps = 1e-6 if layout == "hf" else 1e-5
+    size = replace(written.config, decoder=replace(written.config.decoder, rms_norm_eps=eps))
+    assert checkpoint.config == size
+    for name, tensor in written.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=0, rtol=0)
+    assert checkpoint.prompt == "openvla"
+    # Of each tower the last block and the norm, and a pooling; the action head is left to CogACT.
+    per_block = {"dino": 14, "siglip": 12}
+    assert len(checkpoint.keys.unused) == sum(per_block.values()) + 2 + 1
+    others = {"hf": (), "native": ("action_model.net.final_layer.linear.bias",)}
+    assert checkpoint.keys.others == others[layout]
+
+
+def test_a_description_survives_json(tiny_vlm):
+    config = tiny_vlm().config
+    assert PrismaticConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for broken in ({}, {**config.to_json(), "towers": {"dino": {"size": 3}}}, {**config.to_json(), "image": None}):
+        with pytest.raises(CheckpointError, match="description of a Prismatic model is not usable"):
+            PrismaticConfig.from_json(broken)
+
+
+def test_the_projector_is_linears_with_exact_gelu_between(tiny_vlm):
+    projector = tiny_vlm().projector
+    x = torch.randn(1, 3, 40)
+
+    def gelu(x):
+        return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+    step = gelu(x @ projector.fc1.weight.T + projector.fc1.bias)
+    step = gelu(step @ projector.fc2.weight.T + projector.fc2.bias)
+    torch.testing.assert_close(projector(x), step @ projector.fc3.weight.T + projector.fc3.bias, atol=1e-5, rtol=1e-5)
+    assert projector.last is projector.fc3
+
+
+def test_pictures_lie_one_behind_the_other(tiny_vlm):
+    model = tiny_vlm()
+    pixels = torch.randn(2, 12, 28, 28)
+    visual = model.encode_images(pixels)
+    assert visual.shape == (2, 32, 32)
+    torch.testing.assert_close(visual[:, 16:], model.encode_images(pixels[:, 6:]), atol=0, rtol=0)
+    with pytest.raises(InputError, match="9 channels are no whole number of pictures of 6"):
+        model.encode_images(pixels[:, :9])
+    sequence = model.build_sequence(visual, [1, 5, 6])
+    assert sequence.visual == slice(1, 33) and sequence.positions[1].tolist() == list(range(35))
+    torch.testing.assert_close(sequence.embeddings[1, [0, 33, 34]], model.embed_tokens.weight[[1, 5, 6]])
+    torch.testing.assert_close(sequence.embeddings[:, 1:33], visual)
+
+
+def test_one_tower_and_two_linears_are_openvla_v01(tmp_path, tiny_vlm, hf_folder):
+    config = tiny_vlm().config
+    config = replace(config, towers={"siglip": config.towers["siglip"]}, projector_sizes=(24, 32, 32))
+    folder = hf_folder(tmp_path, tiny_vlm(config))
+    for path in sorted(tmp_path.glob("model-*")):
+        renamed = {name.replace("fused_featurizer", "featurizer"): tensor for name, tensor in load_file(path).items()}
+        save_file(renamed, path)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("fused_featurizer", "featurizer"))
+    settings = {"text_config": {"num_attention_heads": 4}, "llm_backbone_id": "vicuna-v15-7b"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_resize_strategy": "letterbox", "input_sizes": [[3, 28, 28]], "means": [[0.5, 0.4, 0.3]],
+        "stds": [[0.5, 0.5, 0.6]]}))
+    checkpoint, model = load(folder)
+    assert checkpoint.prompt == "openvla-v01" and list(checkpoint.config.towers) == ["siglip"]
+    assert checkpoint.config.image.strategy == "letterbox-last"
+    assert (checkpoint.config.image.mean, checkpoint.config.image.std) == (((0.5, 0.4, 0.3),), ((0.5, 0.5, 0.6),))
+    assert model.encode_images(torch.zeros(1, 3, 28, 28)).shape == (1, 16, 32)
+
+
+def edit(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def drop_tensor(folder, name):
+    path = folder / "model.safetensors.index.json"
+    places = json.loads(path.read_text())["weight_map"]
+    kept = load_file(folder / places[name])
+    del kept[name]
+    save_file(kept, folder / places.pop(name))
+    path.write_text(json.dumps({"weight_map": places}))
+
+
+def put_tensor(folder, name, tensor):
+    path = folder / "model.safetensors.index.json"
+    places = json.loads(path.read_text())["weight_map"]
+    places.setdefault(name, next(iter(places.values())))
+    save_file({**load_file(folder / places[name]), name: tensor}, folder / places[name])
+    path.write_text(json.dumps({"weight_map": places}))
+
+
+UP = "language_model.model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda f: (f / "config.json").unlink(), r"config\.json' is missing"),
+    (lambda f: (f / "config.json").write_text("[]"), r"config\.json' must hold a JSON object"),
+    (lambda f: drop_tensor(f, UP), r"has no tensor for 'decoder\.layers\.1\.mlp\.up_proj\.weight'"),
+    (lambda f: put_tensor(f, UP, torch.zeros(2, 2)), rf"'{UP}' in '.*' has shape \(2, 2\), .* need \(48, 32\)"),
+    (lambda f: put_tensor(f, UP, torch.full((48, 32), torch.inf)), rf"'{UP}' in '.*' has values that are not finite"),
+    (lambda f: put_tensor(f, UP.replace("up", "sideways"), torch.zeros(1)), r"sideways_proj.* has no place"),
+    (lambda f: put_tensor(f, "language_model.model.layers.0.self_attn.q_proj.bias", torch.zeros(32)),
+     r"q_proj\.bias' .* has no place in a Prismatic model with a Llama"),
+    (lambda f: put_tensor(f, "vision_backbone.featurizer.pos_embed", torch.zeros(1, 17, 16)), r"pos_embed.* a square"),
+    (lambda f: edit(f, "architecture.json", my_dino={"num_heads": 3}), r"patch_embed.* number of attention heads"),
+    (lambda f: (f / "architecture.json").unlink(), r"patch_embed.* state it in 'architecture\.json'"),
+    (lambda f: edit(f, "architecture.json", my_dino={"num_heads": 2, "img_size": 42}), r"pos_embed.* pictures of 42"),
+    (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 5}), r"cannot be split among 5"),
+    (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 4, "rope_scaling": {"type": "linear"}}),
+     r"stretches rotary positions"),
+    (lambda f: edit(f, "config.json", image_resize_strategy="fold"), r"made square by 'fold'; known are resize-naive"),
+    (lambda f: (f / "preprocessor_config.json").write_text('{"means": [[0.5]]}'), r"three means and stds for each"),
+])
+def test_bad_folders_are_refused(tmp_path, tiny_vlm, hf_folder, damage, message):
+    damage(hf_folder(tmp_path, tiny_vlm()))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_bad_runs_are_refused(tmp_path, tiny_vlm, native_run):
+    folder = native_run(tmp_path, tiny_vlm())
+    edit(folder, "config.json", vla={"base_vlm": "prism-qwen25-dinosiglip-224px+0_5b"})
+    with pytest.raises(CheckpointError, match=r"names 'prism-qwen25.*known are prism-dinosiglip-224px\+7b"):
+        load(folder)
+    (folder / "checkpoints" / "step-2.pt").touch()
+    with pytest.raises(CheckpointError, match=r"exactly one file 'checkpoints/\*\.pt'; of the last it has 2"):
+        load(folder)
+    with pytest.raises(CheckpointError, match=r"'tokenizer\.json', nor .* copy it there from OpenVLA-7B"):
+        find_tokenizer(folder)
