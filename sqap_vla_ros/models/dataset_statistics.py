@@ -5,7 +5,6 @@ A model knows actions and states only as numbers from -1 to 1; what those ends m
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.models.prismatic_checkpoint import CONFIG_FILE, read_json
 from sqap_vla_ros.models.vla import ActionSpec
 
-CONFIG_FILE, STATISTICS_FILE = "config.json", "dataset_statistics.json"
+STATISTICS_FILE = "dataset_statistics.json"
 # The names of a data set's lowest and highest values, by the name of a normalisation.
 NORMALIZATIONS = {"q99": ("q01", "q99"), "min-max": ("min", "max")}
 # What OpenVLA-OFT adds to a span, so that one of zero can be divided by.
@@ -108,24 +108,14 @@ def read_statistics(folder: str | Path) -> DatasetStatistics:
     folder = Path(folder)
     source = folder / STATISTICS_FILE
     if source.is_file():
-        datasets: Any = _read_json(source)
+        datasets: Any = read_json(source)
     else:
         source = folder / CONFIG_FILE
-        datasets = _read_json(source).get("norm_stats") if source.is_file() else None
+        datasets = read_json(source).get("norm_stats") if source.is_file() else None
     if not isinstance(datasets, dict) or not datasets:
         raise CheckpointError(f"'{folder}' does not tell what its actions mean; give it a {STATISTICS_FILE}, or a "
                               f"{CONFIG_FILE} with 'norm_stats'")
     return DatasetStatistics(source, datasets)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"'{path}' must hold a JSON object, it holds {type(values).__name__}")
-    return values
 
 
 def _read_numbers(place: str, values: Mapping[str, Any], key: str) -> tuple[float, ...]:
