@@ -13,8 +13,8 @@ import numpy as np
 _LUMINANCE = np.array([
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51,
     87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101,
-    72, 92, 95, 98, 112, 100, 103, 99]).reshape(8, 8)
-_CHROMINANCE = np.full((8, 8), 99)
+    72, 92, 95, 98, 112, 100, 103, 99], np.int32).reshape(8, 8)
+_CHROMINANCE = np.full((8, 8), 99, np.int32)
 _CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 # Factors that libjpeg's slow forward transform is made of, in 1/8192.
 _C = {name: round(value * 8192) for name, value in {
@@ -60,7 +60,7 @@ def encode_plane(plane: np.ndarray, quality: int, *, is_color: bool) -> tuple[np
         plane = np.pad(plane, ((0, height % 2), (0, -width % 16)), mode="edge")
         sums = plane[0::2, 0::2] + plane[0::2, 1::2] + plane[1::2, 0::2] + plane[1::2, 1::2]
         # Halves are rounded down and up in turn.
-        plane = (sums + np.where(np.arange(sums.shape[1]) % 2, 2, 1)) >> 2
+        plane = (sums + np.where(np.arange(sums.shape[1]) % 2, 2, 1).astype(np.int32)) >> 2
     # What fills up the last blocks repeats rows that are halved already, but columns that are not.
     plane = np.pad(plane, ((0, -plane.shape[0] % 8), (0, -plane.shape[1] % 8)), mode="edge")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -81,7 +81,7 @@ def inverse_fast(coefficients: np.ndarray, divisors: np.ndarray) -> np.ndarray:
     :return: (8 rows, 8 columns) int32, 0 to 255
     """
     share = np.array([1.0, *(np.cos(np.arange(1, 8) * np.pi / 16) * np.sqrt(2.0))])
-    scales = np.rint(np.outer(share, share) * 16384).astype(np.int64)
+    scales = np.rint(np.outer(share, share) * 16384).astype(np.int32)
     values = coefficients * ((divisors * scales + 2048) >> 12)
     pixels = (_inverse(_inverse(values, 2), 3) >> 5) + 128
     return join_blocks(np.clip(pixels, 0, 255))
@@ -121,7 +121,7 @@ def to_rgb(brightness: np.ndarray, blue: np.ndarray, red: np.ndarray) -> np.ndar
 
 def _forward(x: np.ndarray, axis: int, *, is_first: bool) -> np.ndarray:
     # Loeffler, Ligtenberg and Moschytz along one axis of 8, with 2 more bits in between.
-    x = np.moveaxis(x.astype(np.int64), axis, 0)
+    x = np.moveaxis(x, axis, 0)
     sums, differences = x[:4] + x[7:3:-1], x[:4] - x[7:3:-1]
     near, far = sums[:2] + sums[3:1:-1], sums[:2] - sums[3:1:-1]
     out = np.empty_like(x)

@@ -131,28 +131,31 @@ class PrismaticVlm(nn.Module):
         return Sequence(embeddings, positions, slice(1, 1 + count))
 
 
-def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *,
-                    dtype: torch.dtype = torch.float32) -> None:
+def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *, dtype: torch.dtype = torch.float32,
+                    elsewhere: tuple[str, ...] = ()) -> None:
     """Give a model its weights, reading one tensor at a time; the model may be on the meta device before.
 
     :param model: of the sizes that the checkpoint has
     :param tensors: of the checkpoint
     :param keys: which tensor is where
     :param dtype: what the model computes in
+    :param elsewhere: beginnings of the names of tensors that another part of the model reads, such as "action_model."
     :raises CheckpointError: naming file and tensor that is missing, of another shape, damaged or unknown to the model
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_keys(expected, tensors, keys)
+    check_keys(expected, tensors, keys, elsewhere)
     state = {name: tensors.read(keys.stored[name], shape).to(dtype) for name, shape in expected.items()}
     model.load_state_dict(state, assign=True)
 
 
-def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys: KeyMap) -> None:
+def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys: KeyMap,
+               elsewhere: tuple[str, ...] = ()) -> None:
     """Compare what a model needs with what a checkpoint has, before anything is read.
 
     :param expected: shape of each of the model's tensors
     :param tensors: of the checkpoint
     :param keys: which tensor is where
+    :param elsewhere: beginnings of the names of tensors that another part of the model reads
     :raises CheckpointError: naming file and tensor that is missing, of another shape or unknown to the model
     """
     for name, shape in expected.items():
@@ -163,7 +166,10 @@ def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys:
         if tensors.shape(stored) != shape:
             raise CheckpointError(f"the tensor '{stored}' in '{tensors.path(stored)}' has shape "
                                   f"{tensors.shape(stored)}, but the others need {shape}; the file is of another model")
-    for name, stored in keys.stored.items():
-        if name not in expected and not name.startswith("lm_head."):
-            raise CheckpointError(f"the tensor '{stored}' in '{tensors.path(stored)}' has no place in a Prismatic "
-                                  "model with a Llama; the checkpoint is of another model")
+    # A language head is left out where no token is predicted.
+    homeless = [stored for name, stored in keys.stored.items()
+                if name not in expected and not name.startswith("lm_head.")]
+    homeless += [stored for stored in keys.others if not stored.startswith(elsewhere)]
+    if homeless:
+        raise CheckpointError(f"the tensor '{homeless[0]}' in '{tensors.path(homeless[0])}' has no place in a "
+                              "Prismatic model with a Llama; the checkpoint is of another model")

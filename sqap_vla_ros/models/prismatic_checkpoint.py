@@ -87,9 +87,12 @@ def open_prismatic(folder: str | Path) -> PrismaticCheckpoint:
     towers = {name: _read_tower(shapes, name, sizes[min(index, len(sizes) - 1)] if sizes else None,
                                 _tower_architecture(architecture, name))
               for index, name in enumerate(name for name in ("dino", "siglip") if shapes.has(f"vision.{name}."))}
+    if not towers:
+        raise CheckpointError(f"{tensors.place} has no tensors of a vision tower; early files of CogACT leave them "
+                              "out: take a later one")
     if len({tower.image_size for tower in towers.values()}) != 1:
         raise CheckpointError(f"'{folder}' must have vision towers of one picture size, it has "
-                              f"{ {name: tower.image_size for name, tower in towers.items()} or 'none'}")
+                              f"{ {name: tower.image_size for name, tower in towers.items()} }")
     projector = _read_projector(shapes)
     image = _read_image_spec(folder, values, towers, base)
     config = PrismaticConfig(towers, projector, decoder, shapes.of("embed_tokens.weight")[0], image)
@@ -234,10 +237,15 @@ def _read_tower(shapes: _Shapes, name: str, image_size: int | None, architecture
     if heads is None or width % int(heads):
         raise shapes.fault(f"{begin}patch_embed.proj.weight", f"does not tell the number of attention heads ({heads}? "
                                                               f"Width is {width}); state it in '{ARCHITECTURE_FILE}'")
-    has_prefix = shapes.has(f"{begin}cls_token")
-    return TowerConfig(size, patch, width, shapes.two(f"{begin}blocks.0.mlp.fc1.weight")[0],
-                       shapes.count(f"{begin}blocks."), int(heads),
-                       shapes.of(f"{begin}reg_token")[1] if has_prefix else None, shapes.has(f"{begin}blocks.0.ls1."))
+    registers = shapes.of(f"{begin}reg_token")[1] if shapes.has(f"{begin}cls_token") else None
+    blocks = shapes.count(f"{begin}blocks.")
+    held = {"embed_dim": width, "patch_size": patch, "depth": blocks + 1, "reg_tokens": registers or 0}
+    for key, value in held.items():
+        if architecture.get(key, value) != value:
+            raise CheckpointError(f"'{ARCHITECTURE_FILE}' states {key} {architecture[key]} for the vision tower {name!r}, "
+                                  f"but by the tensors in {shapes.tensors.place} it is {value}")
+    return TowerConfig(size, patch, width, shapes.two(f"{begin}blocks.0.mlp.fc1.weight")[0], blocks, int(heads),
+                       registers, shapes.has(f"{begin}blocks.0.ls1."))
 
 
 def _read_projector(shapes: _Shapes) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ ORACLES = [("openvla", "checkpoint", "put spoon on towel", ()),
 def load(folder, dtype=torch.float32):
     checkpoint = open_prismatic(folder)
     model = PrismaticVlm(checkpoint.config).eval().requires_grad_(False)
-    load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype)
+    # Weights come into a model that has none yet.
+    load_prismatic_(model.to("meta"), checkpoint.tensors, checkpoint.keys, dtype=dtype, elsewhere=("action_model.",))
     return checkpoint, model
 
 
@@ -95,6 +96,15 @@ def test_transformers_llama_says_the_same_of_the_same_weights(oracles):
     with torch.inference_mode():
         theirs = second(inputs_embeds=sequence.embeddings).logits
     close(model.lm_head(model.decoder(sequence.embeddings, sequence.positions)), theirs)
+
+
+def test_two_pictures_are_the_originals(oracles):
+    folder = oracles / "openvla_oft"
+    checkpoint, model = load(folder / "checkpoint")
+    pictures = [prepare_picture(np.asarray(Image.open(folder / name).convert("RGB")), checkpoint.config.image)[0]
+                for name in ("main.png", "wrist.png")]
+    expected = load_file(folder / "reference_float32.safetensors")["l1_inputs_embeds"]
+    close(model.encode_images(torch.cat(pictures, dim=1)), expected[:, 1:513])
 
 
 @pytest.mark.parametrize("layout", ["hf", "native"])
@@ -208,6 +218,8 @@ UP = "language_model.model.layers.1.mlp.up_proj.weight"
     (lambda f: edit(f, "architecture.json", my_dino={"num_heads": 3}), r"patch_embed.* number of attention heads"),
     (lambda f: (f / "architecture.json").unlink(), r"patch_embed.* state it in 'architecture\.json'"),
     (lambda f: edit(f, "architecture.json", my_dino={"num_heads": 2, "img_size": 42}), r"pos_embed.* pictures of 42"),
+    (lambda f: edit(f, "architecture.json", my_siglip={"num_heads": 3, "depth": 3}), r"states depth 3 .* it is 2"),
+    (lambda f: put_tensor(f, "odd.one", torch.zeros(1)), r"'odd\.one' in .* has no place in a Prismatic model"),
     (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 5}), r"cannot be split among 5"),
     (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 4, "rope_scaling": {"type": "linear"}}),
      r"stretches rotary positions"),
@@ -222,6 +234,9 @@ def test_bad_folders_are_refused(tmp_path, tiny_vlm, hf_folder, damage, message)
 
 def test_bad_runs_are_refused(tmp_path, tiny_vlm, native_run):
     folder = native_run(tmp_path, tiny_vlm())
+    with pytest.raises(CheckpointError, match=r"'action_model\.net.*' in '.*step-1\.pt' has no place"):
+        checkpoint = open_prismatic(folder)
+        load_prismatic_(PrismaticVlm(checkpoint.config), checkpoint.tensors, checkpoint.keys)
     edit(folder, "config.json", vla={"base_vlm": "prism-qwen25-dinosiglip-224px+0_5b"})
     with pytest.raises(CheckpointError, match=r"names 'prism-qwen25.*known are prism-dinosiglip-224px\+7b"):
         load(folder)
