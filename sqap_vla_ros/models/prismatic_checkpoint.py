@@ -242,8 +242,8 @@ def _read_tower(shapes: _Shapes, name: str, image_size: int | None, architecture
     held = {"embed_dim": width, "patch_size": patch, "depth": blocks + 1, "reg_tokens": registers or 0}
     for key, value in held.items():
         if architecture.get(key, value) != value:
-            raise CheckpointError(f"'{ARCHITECTURE_FILE}' states {key} {architecture[key]} for the vision tower {name!r}, "
-                                  f"but by the tensors in {shapes.tensors.place} it is {value}")
+            raise CheckpointError(f"'{ARCHITECTURE_FILE}' states {key} {architecture[key]} for the vision tower "
+                                  f"{name!r}, but by the tensors in {shapes.tensors.place} it is {value}")
     return TowerConfig(size, patch, width, shapes.two(f"{begin}blocks.0.mlp.fc1.weight")[0], blocks, int(heads),
                        registers, shapes.has(f"{begin}blocks.0.ls1."))
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,19 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sqap_vla_ros.errors import CheckpointError, InputError
+from sqap_vla_ros.models import prismatic_checkpoint
+from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, LlamaTokenizer
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import find_tokenizer, open_prismatic
+from sqap_vla_ros.models.registry import _NoDraws
+from sqap_vla_ros.models.shards import TensorFile, TensorFiles
+from sqap_vla_ros.models.towers import TowerConfig
+from sqap_vla_ros.models.vla import ImageSpec
 
 ATOL = 2e-5
 # Folder, checkpoint within it, instruction, what CogACT puts behind every prompt.
@@ -122,6 +130,60 @@ def test_a_model_comes_back_from_either_layout(tmp_path, tiny_vlm, hf_folder, na
     assert len(checkpoint.keys.unused) == sum(per_block.values()) + 2 + 1
     others = {"hf": (), "native": ("action_model.net.final_layer.linear.bias",)}
     assert checkpoint.keys.others == others[layout]
+
+
+class ShapesOnly(TensorFile):
+    """A file of which only the header is there."""
+
+    def __init__(self, shapes):
+        self.path, self.shapes = Path("nowhere"), shapes
+
+    def _list(self): ...
+
+    def _get(self, name): ...
+
+    def _close(self): ...
+
+
+def shapes_of_openvla_7b():
+    shapes = {}
+    for part, width, inner, depth in (("featurizer", 1024, 4096, 24), ("fused_featurizer", 1152, 4304, 27)):
+        begin = f"vision_backbone.{part}."
+        shapes |= {f"{begin}pos_embed": (1, 256, width), f"{begin}patch_embed.proj.weight": (width, 3, 14, 14),
+                   f"{begin}patch_embed.proj.bias": (width,), f"{begin}norm.weight": (width,)}
+        if part == "featurizer":
+            shapes |= {f"{begin}cls_token": (1, 1, width), f"{begin}reg_token": (1, 4, width)}
+        for block in range(depth):
+            shapes[f"{begin}blocks.{block}.mlp.fc1.weight"] = (inner, width)
+            if part == "featurizer":
+                shapes[f"{begin}blocks.{block}.ls1.scale_factor"] = (width,)
+    shapes |= {"projector.fc1.weight": (8704, 2176), "projector.fc2.weight": (4096, 8704),
+               "projector.fc3.weight": (4096, 4096), "language_model.model.embed_tokens.weight": (32064, 4096)}
+    for layer in range(32):
+        begin = f"language_model.model.layers.{layer}."
+        shapes |= {f"{begin}self_attn.k_proj.weight": (4096, 4096), f"{begin}mlp.gate_proj.weight": (11008, 4096)}
+    return shapes
+
+
+def test_sizes_of_openvla_7b_follow_from_its_files(tmp_path, monkeypatch):
+    text = {"model_type": "llama", "pad_token_id": 32000, "torch_dtype": "bfloat16", "vocab_size": 32064}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text, "image_sizes": [224, 224],
+                                                      "image_resize_strategy": "resize-naive"}))
+    monkeypatch.setattr(prismatic_checkpoint, "_open_tensors", lambda folder: TensorFiles(
+        [ShapesOnly(shapes_of_openvla_7b())]))
+    config = open_prismatic(tmp_path).config
+    assert config.towers == {"dino": TowerConfig(224, 14, 1024, 4096, 23, 16, 4, True),
+                             "siglip": TowerConfig(224, 14, 1152, 4304, 26, 16, None, False)}
+    assert config.decoder == LlamaConfig(4096, 11008, 32, 32, 32, rms_norm_eps=1e-6, rope_theta=10000.0)
+    assert config.image == ImageSpec(224, "resize-naive", ((0.485, 0.456, 0.406), (0.5,) * 3),
+                                     ((0.229, 0.224, 0.225), (0.5,) * 3))
+    with _NoDraws(), torch.device("meta"):
+        model = PrismaticVlm(config)
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in
+              (("dino", model.vision.dino), ("siglip", model.vision.siglip), ("projector", model.projector),
+               ("llm", nn.ModuleList((model.embed_tokens, model.decoder, model.lm_head))))}
+    # The originals' 303,230,976 and 427,680,704, less the last block, the final norm and the pooling.
+    assert counts == {"dino": 290_630_656, "siglip": 397_200_544, "projector": 71_385_600, "llm": 6_738_939_904}
 
 
 def test_a_description_survives_json(tiny_vlm):
