@@ -80,25 +80,39 @@ def open_prismatic(folder: str | Path) -> PrismaticCheckpoint:
     architecture = _read_architecture(folder)
     tensors = _open_tensors(folder)
     keys = map_keys(tensors.names)
-    base = None if keys.layout == HF else _find_base(folder, values, architecture)
     shapes = _Shapes(tensors, keys)
+    try:
+        config, prompt = _describe(folder, values, architecture, shapes)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise CheckpointError(f"'{folder / CONFIG_FILE}', or '{PICTURE_FILE}' or '{ARCHITECTURE_FILE}' beside it, has "
+                              f"something that no Prismatic model can be built by: {error!r}") from error
+    return PrismaticCheckpoint(folder, config, values, architecture, tensors, keys, prompt)
+
+
+def _describe(folder: Path, values: dict[str, Any], architecture: dict[str, Any],
+              shapes: _Shapes) -> tuple[PrismaticConfig, str]:
+    base = None if shapes.keys.layout == HF else _find_base(folder, values)
     decoder = _read_decoder(folder, shapes, values, architecture, base)
     sizes = _stated_sizes(folder, values) if base is None else [base.image_size]
     towers = {name: _read_tower(shapes, name, sizes[min(index, len(sizes) - 1)] if sizes else None,
                                 _tower_architecture(architecture, name))
               for index, name in enumerate(name for name in ("dino", "siglip") if shapes.has(f"vision.{name}."))}
+    place = shapes.tensors.place
     if not towers:
-        raise CheckpointError(f"{tensors.place} has no tensors of a vision tower; early files of CogACT leave them "
-                              "out: take a later one")
-    if len({tower.image_size for tower in towers.values()}) != 1:
-        raise CheckpointError(f"'{folder}' must have vision towers of one picture size, it has "
-                              f"{ {name: tower.image_size for name, tower in towers.items()} }")
+        raise CheckpointError(f"{place} has no tensors of a vision tower; early files of CogACT leave them out: take a "
+                              "later one")
+    if len({(tower.image_size, tower.grid_size) for tower in towers.values()}) != 1:
+        raise CheckpointError(f"'{folder}' must have vision towers of one picture size and grid, it has "
+                              f"{ {name: (tower.image_size, tower.grid_size) for name, tower in towers.items()} }")
     projector = _read_projector(shapes)
+    ends, widths = (projector[0], projector[-1]), (sum(t.hidden_size for t in towers.values()), decoder.hidden_size)
+    if ends != widths:
+        raise CheckpointError(f"the projector in {place} goes from {ends[0]} numbers to {ends[1]}, but vision towers "
+                              f"and decoder are {widths[0]} and {widths[1]} wide; the parts are of different models")
     image = _read_image_spec(folder, values, towers, base)
-    config = PrismaticConfig(towers, projector, decoder, shapes.of("embed_tokens.weight")[0], image)
     vicuna = str(values.get("llm_backbone_id", "")).startswith("vicuna")
     prompt = base.prompt if base is not None else "openvla-v01" if vicuna else "openvla"
-    return PrismaticCheckpoint(folder, config, values, architecture, tensors, keys, prompt)
+    return PrismaticConfig(towers, projector, decoder, shapes.of("embed_tokens.weight")[0], image), prompt
 
 
 def find_tokenizer(folder: str | Path) -> Path:
@@ -107,7 +121,7 @@ def find_tokenizer(folder: str | Path) -> Path:
     :raises CheckpointError: when there is none; a run of CogACT carries none by itself
     """
     folder = Path(folder)
-    for place in (folder, folder / "tokenizer", folder.parent / "tokenizer"):
+    for place in (folder, folder / "tokenizer", folder.resolve().parent / "tokenizer"):
         if (place / TOKENIZER_FILE).is_file():
             return place / TOKENIZER_FILE
     raise CheckpointError(f"'{folder}' has no '{TOKENIZER_FILE}', nor has a folder 'tokenizer' in it or beside it; "
@@ -147,7 +161,7 @@ def _open_tensors(folder: Path) -> TensorFiles:
     return open_pickle(found[0], root="model")
 
 
-def _find_base(folder: Path, values: dict[str, Any], architecture: dict[str, Any]) -> _Base:
+def _find_base(folder: Path, values: dict[str, Any]) -> _Base:
     vla = values.get("vla")
     name = vla.get("base_vlm") if isinstance(vla, dict) else None
     if name in _BASES:
@@ -259,11 +273,7 @@ def _stated_sizes(folder: Path, values: dict[str, Any]) -> list[int]:
     sizes = values.get("image_sizes")
     if sizes is None and (folder / PICTURE_FILE).is_file():
         sizes = [size[-1] for size in read_json(folder / PICTURE_FILE).get("input_sizes", [])]
-    try:
-        return [int(size) for size in sizes or []]
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"'{folder}' gives {sizes!r} as the sizes of its pictures; it must be a list of "
-                              "numbers") from error
+    return [int(size) for size in sizes or []]
 
 
 def _read_image_spec(folder: Path, values: dict[str, Any], towers: dict[str, TowerConfig],
@@ -279,11 +289,8 @@ def _read_image_spec(folder: Path, values: dict[str, Any], towers: dict[str, Tow
     if strategy not in STRATEGIES:
         raise CheckpointError(f"'{folder}' wants its pictures made square by {strategy!r}; known are "
                               f"{', '.join(STRATEGIES)}")
-    try:
-        means, stds = ([tuple(map(float, tower)) for tower in stated.get(key) or [pair[index] for pair in known]]
-                       for index, key in enumerate(("means", "stds")))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"'{folder / PICTURE_FILE}' has means or stds that are no lists of numbers") from error
+    means, stds = ([tuple(map(float, tower)) for tower in stated.get(key) or [pair[index] for pair in known]]
+                   for index, key in enumerate(("means", "stds")))
     if {len(means), len(stds)} != {len(towers)} or {len(tower) for tower in means + stds} != {3}:
         raise CheckpointError(f"'{folder / PICTURE_FILE}' must give three means and stds for each of {len(towers)} "
                               f"vision towers, it gives {means} and {stds}")

@@ -285,6 +285,14 @@ UP = "language_model.model.layers.1.mlp.up_proj.weight"
     (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 5}), r"cannot be split among 5"),
     (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 4, "rope_scaling": {"type": "linear"}}),
      r"stretches rotary positions"),
+    (lambda f: put_tensor(f, "projector.fc3.weight", torch.zeros(16, 32)), r"from 40 numbers to 16, .* 40 and 32 wide"),
+    (lambda f: put_tensor(f, "projector.fc1.weight", torch.zeros(160, 39)), r"from 39 numbers to 32, .* 40 and 32"),
+    (lambda f: edit(f, "config.json", text_config={"num_attention_heads": 0}), r"config\.json', or .* ZeroDivision"),
+    (lambda f: edit(f, "config.json", text_config=[1]), r"config\.json', or .*'architecture\.json' beside it, has"),
+    (lambda f: edit(f, "config.json", image_sizes="big"), r"config\.json', or .* can be built by: ValueError"),
+    (lambda f: edit(f, "architecture.json", my_dino={"num_heads": "two"}), r"'architecture\.json' .* 'two'"),
+    (lambda f: (edit(f, "config.json", image_sizes=None), (f / "preprocessor_config.json").write_text(
+        '{"input_sizes": [28]}')), r"'preprocessor_config\.json' or .* TypeError"),
     (lambda f: edit(f, "config.json", image_resize_strategy="fold"), r"made square by 'fold'; known are resize-naive"),
     (lambda f: (f / "preprocessor_config.json").write_text('{"means": [[0.5]]}'), r"three means and stds for each"),
 ])
@@ -292,6 +300,14 @@ def test_bad_folders_are_refused(tmp_path, tiny_vlm, hf_folder, damage, message)
     damage(hf_folder(tmp_path, tiny_vlm()))
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
+
+
+def test_a_tokenizer_is_found_beside_a_checkpoint_that_is_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").touch()
+    monkeypatch.chdir(tmp_path / "run")
+    assert find_tokenizer(".") == tmp_path / "tokenizer" / "tokenizer.json"
 
 
 def test_bad_runs_are_refused(tmp_path, tiny_vlm, native_run):
