@@ -37,7 +37,7 @@ _PREFIXES = {
 # transformers renames what has "gamma" in its name, so OpenVLA's folders call it otherwise.
 _RENAMED = (".scale_factor", ".gamma")
 # Behind the block that features are taken from; and a table that some versions of transformers stored.
-_UNREAD = re.compile(r"vision\.\w+\.(norm|attn_pool|fc_norm|head)\.|decoder\..*\.rotary_emb\.inv_freq$")
+_UNREAD = re.compile(r"vision\.\w+\.(norm|attn_pool|fc_norm|head)\.|decoder\.(.*\.)?rotary_emb\.inv_freq$")
 _BLOCK = re.compile(r"(vision\.\w+)\.blocks\.(\d+)\.")
 
 

@@ -30,10 +30,12 @@ def test_what_is_not_read_is_told_apart_from_what_is_not_known():
               ("cls_token", "blocks.0.norm1.bias", "blocks.1.norm1.bias", "blocks.2.norm1.bias", "norm.weight")]
     keys = map_keys([*vision, "vision_backbone.fused_featurizer.attn_pool.q.bias", "odd.one",
                      "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+                     "language_model.model.rotary_emb.inv_freq",
                      *(f"language_model.{name}" for name in LLAMA)])
     assert keys.layout == HF
     assert keys.unused == (*vision[3:], "vision_backbone.fused_featurizer.attn_pool.q.bias",
-                           "language_model.model.layers.0.self_attn.rotary_emb.inv_freq")
+                           "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+                           "language_model.model.rotary_emb.inv_freq")
     assert keys.others == ("odd.one",)
     assert keys.stored == {
         "vision.dino.cls_token": vision[0], "vision.dino.blocks.0.norm1.bias": vision[1],
