@@ -24,6 +24,8 @@ ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetens
 _PREFIX = "base_model.model."
 # "a.b.lora_A.weight", in a wrapped model "a.b.lora_A.default.weight"
 _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.[^.]+)?\.weight")
+# Ways to begin an adapter, by the beginning of their names, that take something out of the weights beside it.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 # FiLM puts a block into a wrapper, and the vision towers too; both only show in names.
 _FILM_NAMES = ((re.compile(r"^vision_backbone\.vision_backbone\."), "vision_backbone."),
                (re.compile(r"(\.blocks\.\d+)\.block\."), r"\1."))
@@ -229,6 +231,10 @@ def _read_config(path: Path) -> AdapterConfig:
     for name in ("use_dora", "fan_in_fan_out"):
         if values.get(name):
             raise CheckpointError(f"'{path}' asks for {name}, which is not known here; merge the adapter with peft")
+    start = str(values.get("init_lora_weights"))
+    if start.startswith(_CHANGES_BASE):
+        raise CheckpointError(f"'{path}' began as {start!r}, which changes the model's own weights too, and those of a "
+                              "checkpoint are without that change; merge the adapter with peft")
     alpha, alphas = values.get("lora_alpha"), values.get("alpha_pattern") or {}
     if not isinstance(alphas, dict) or not all(map(_is_number, (alpha, *alphas.values()))):
         raise CheckpointError(f"'{path}': lora_alpha and the values of alpha_pattern must be numbers, they are "

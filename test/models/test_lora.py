@@ -92,6 +92,7 @@ def test_what_cannot_be_merged_is_told(tmp_path):
 
     check("adapter of type 'LOHA'; only LORA", peft_type="LOHA")
     check("asks for use_dora", use_dora=True)
+    check("began as 'pissa_niter_16', which changes the model's own weights", init_lora_weights="pissa_niter_16")
     check("lora_alpha and the values of alpha_pattern must be numbers, they are None", lora_alpha=None)
     check("only lora_A of", {f"{DOWN}.lora_A.weight": random(4, 10)})
     check("lora_magnitude_vector.*only changes of linear layers", {f"{DOWN}.lora_magnitude_vector": random(6)})
