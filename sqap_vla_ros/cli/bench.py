@@ -30,8 +30,8 @@ all of them down, and a ratio is taken within each round. Still, let nothing els
 one inference: preprocess, vision, llm (the decoder with pruning), head. Only llm is quantized and pruned.
 
 In DIR: bench.json (every time of every round, medians, ratios, machine, versions) and chart.png. The last line on
-stdout is JSON. Exit codes: 0 all rounds were measured, 1 it failed, 2 wrong use, 130 ended by Ctrl-C; what was measured
-is written in any case.
+stdout is JSON. Exit codes: 0 all rounds were measured, 1 it failed, 2 wrong use, 130 ended by Ctrl-C, which writes what
+was measured so far.
 """
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
 from sqap_vla_ros.config import Config, build_config
+from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.bench import (
     BenchRounds,
     build_engine,
@@ -37,7 +38,10 @@ def run_verb(args: argparse.Namespace) -> int:
     end_politely()
     config = _build_config(args)
     observations = prepare_observations(args.checkpoint, args.observations, _OBSERVATIONS)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}; take another folder") from error
     policies = _build_policies(args, config, console)
     rounds, interrupted, began = BenchRounds(), False, time.monotonic()
     with Progress(TextColumn("rounds"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -75,6 +75,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(untrained, pictures, 
     assert cli.main(["bench", str(untrained), "--out", str(tmp_path / "out")]) == 1
     assert "give --observations a folder" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+    (tmp_path / "file").write_text("")
+    assert cli.main(words(untrained, pictures, tmp_path / "file")) == 1
+    assert "file cannot be written: File exists; take another folder" in capsys.readouterr().err
 
 
 def test_interruption_keeps_what_was_measured(untrained, pictures, tmp_path, capsys, monkeypatch):
