@@ -184,7 +184,8 @@ def test_methods_are_read_and_written_alike():
 
 
 @pytest.mark.parametrize("text", ["", "w4a4+", "w4a4+sqap", "w4a4+sqap@", "w4a4+sqap@0.4.1", "w4a4+sqap@2", "FLOAT",
-                                  "float,,w4a4", "float,float"])
+                                  "float,,w4a4", "float,float", "w4a4,w4a4+none@0.4",
+                                  "w4a4+sqap@0.4,w4a4+sqap@0.40000001"])
 def test_unreadable_methods_are_refused(text):
     with pytest.raises(ConfigError):
         parse_methods(text)
