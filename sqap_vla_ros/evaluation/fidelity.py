@@ -127,7 +127,8 @@ def correlate_ranks(first: np.ndarray, second: np.ndarray) -> float:
 
     if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
         return 0.0
-    return float(spearmanr(first, second).statistic)
+    correlation, _ = spearmanr(first, second)  # by place, since releases differ in its name
+    return float(correlation)
 
 
 def _look(policy: Policy, observations: Sequence[Observation], layer: int) -> list[_Look]:
