@@ -23,9 +23,10 @@ from sqap_vla_ros.evaluation.compressed import (
     compress_missing,
     describe_recipes,
     find_source,
+    forget_compressed,
     list_folders,
 )
-from sqap_vla_ros.evaluation.fidelity_file import measure_methods, read_fidelity
+from sqap_vla_ros.evaluation.fidelity_file import FILE, measure_methods, read_fidelity
 from sqap_vla_ros.evaluation.journal import Journal
 from sqap_vla_ros.evaluation.methods import STORED
 from sqap_vla_ros.evaluation.plan import LANGUAGES, Job, Setup, plan_jobs
@@ -97,13 +98,16 @@ def describe_settings(args: argparse.Namespace, source: Source) -> dict[str, Any
 
 def _prepare(args: argparse.Namespace, source: Source, setup: Setup, settings: Mapping[str, Any], journal: Journal,
              jobs: list[Job], fidelity: dict[str, dict[str, Any]], console: Console) -> None:
+    if args.fresh:
+        (args.out / FILE).unlink(missing_ok=True)
+        forget_compressed(setup.compressed)
     # Whatever is still to be played or measured must be there; what has been may go.
     needed = {job.method.recipe for job in _list_missing(jobs, journal)}
     if args.fidelity:
         needed |= {method.recipe for method in args.methods if method.name not in fidelity}
     with StepProgress(console) as steps:
         made = compress_missing(source, {name: folder for name, folder in setup.compressed.items() if name in needed},
-                                steps.on_step, fresh=args.fresh)
+                                steps.on_step)
         if made:
             steps.tell(f"carried out {', '.join(made)}; the results are in {args.out / FOLDER}")
         if args.fidelity:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqap_vla_ros.policy.compression import (
     tell_missing_observations,
 )
 from sqap_vla_ros.policy.observations import hash_observations
+from sqap_vla_ros.quantization.artifact import check_place
 from sqap_vla_ros.quantization.report import Listener
 
 FOLDER = "compressed"
@@ -75,20 +77,30 @@ def list_folders(folder: Path, methods: Sequence[Method]) -> dict[str, str]:
     return {name: str(folder / FOLDER / name) for name in list_recipes(methods)}
 
 
-def compress_missing(source: Source, folders: dict[str, str], listener: Listener, *,
-                     fresh: bool = False) -> list[str]:
+def forget_compressed(folders: Mapping[str, str]) -> None:
+    """Remove what recipes have made, all of it before any is carried out: a run that ends early leaves none behind.
+
+    :param folders: of the results, by recipe
+    :raises CheckpointError: when a folder holds something else
+    """
+    for folder in map(Path, folders.values()):
+        if folder.exists():
+            check_place(folder, replace=True)
+            shutil.rmtree(folder)
+
+
+def compress_missing(source: Source, folders: dict[str, str], listener: Listener) -> list[str]:
     """Carry out every recipe whose result is not there, or was made of something else.
 
     :param folders: where each result goes, by recipe
     :param listener: told of each step
-    :param fresh: carry out all of them
     :return: the recipes that were carried out
     :raises ConfigError: for a recipe that does not fit the model
     :raises CheckpointError: when a folder cannot be written, or holds something else
     """
     made = []
     for name, folder in folders.items():
-        if fresh or not is_current(folder, name, source):
+        if not is_current(folder, name, source):
             compress_checkpoint(
                 source.checkpoint, folder, name, observations=source.calibration, replace_old=True,
                 listener=partial(_tell, listener, name))

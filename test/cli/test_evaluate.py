@@ -153,6 +153,20 @@ def test_recipe_without_observations_is_refused_before_anything_is_written(untra
     assert not (tmp_path / "out").exists()
 
 
+def test_fresh_run_that_ends_early_leaves_nothing_of_the_one_before(untrained, tmp_path, capsys, monkeypatch):
+    compress_checkpoint(untrained, tmp_path / "compressed/w4a4-rtn", "w4a4-rtn")
+    (tmp_path / "fidelity.json").write_text("{}")
+
+    def compress(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_run, "compress_missing", compress)
+    words = ["evaluate", "--checkpoint", str(untrained), "--out", str(tmp_path), "--methods", "w4a4-rtn,float"]
+    assert cli.main(words) == 130 and (tmp_path / "compressed/w4a4-rtn").exists()
+    assert cli.main([*words, "--fresh"]) == 130 and "ended by Ctrl-C" in capsys.readouterr().err
+    assert not (tmp_path / "compressed/w4a4-rtn").exists() and not (tmp_path / "fidelity.json").exists()
+
+
 @pytest.mark.parametrize(("end", "code", "sentence"), [
     (KeyboardInterrupt(), 130, "ended by Ctrl-C after 0 of 2 episodes; run the same again to go on"),
     (CheckpointError("the disk is full"), 1, "sqap evaluate: the disk is full")])

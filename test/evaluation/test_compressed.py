@@ -12,6 +12,7 @@ from sqap_vla_ros.evaluation.compressed import (
     compress_missing,
     describe_recipes,
     find_source,
+    forget_compressed,
     is_current,
     list_folders,
     list_recipes,
@@ -68,8 +69,8 @@ def test_each_recipe_is_carried_out_once(once, place):
         artifact = load_checkpoint(folder).artifact
         assert (artifact.recipe_name, artifact.origin.sha256) == (recipe, source.sha256)
     assert compress_missing(source, folders, ignore) == []
-    del folders["w4a4"]
-    assert compress_missing(source, folders, ignore, fresh=True) == ["w4a4-rtn"]
+    forget_compressed({"w4a4-rtn": folders["w4a4-rtn"], "w8a8": str(place / "compressed/w8a8")})
+    assert compress_missing(source, folders, ignore) == ["w4a4-rtn"]
 
 
 def test_other_checkpoint_pictures_or_recipe_make_it_anew(place, monkeypatch):
@@ -98,6 +99,9 @@ def test_damaged_result_is_made_again_and_a_foreign_folder_left_alone(place):
     tensors.unlink()
     with pytest.raises(CheckpointError, match="holds other files as well, and is not replaced"):
         compress_missing(source, folders, ignore)
+    with pytest.raises(CheckpointError, match="holds other files as well"):
+        forget_compressed(folders)
+    assert (tensors.parent / "notes.txt").exists()
 
 
 def test_methods_that_cannot_be_made_are_refused_before_anything_is(place):
