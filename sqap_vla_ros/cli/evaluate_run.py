@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sqap_vla_ros.evaluation.results import summarize_methods
 from sqap_vla_ros.evaluation.summary import describe_machine, describe_versions, write_json
 from sqap_vla_ros.evaluation.table import describe_conditions, write_markdown
 from sqap_vla_ros.evaluation.workers import play_jobs
-from sqap_vla_ros.simulation.suite import choose_trials
+from sqap_vla_ros.simulation.suite import Trial, choose_trials
 
 _TOLD = ("success", "interval", "successes", "episodes")
 _TOLD_OF_METHOD = (*_TOLD, "steps_to_success", "path_to_success_m", "jerk_m_s3", "went_to")
@@ -52,7 +53,7 @@ def run_verb(args: argparse.Namespace) -> int:
     trials = choose_trials(args.suite, args.episodes, args.seeds.start, args.scene)
     jobs = plan_jobs(args.methods, trials, exchange=args.language != LANGUAGES[0])
     check_setup(setup, jobs)
-    settings = describe_settings(args, source)
+    settings = describe_settings(args, source, trials)
     failure: SqapError | None = None
     interrupted, began = False, time.monotonic()
     with Journal(args.out, settings, fresh=args.fresh) as journal:
@@ -86,10 +87,12 @@ def run_verb(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def describe_settings(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+def describe_settings(args: argparse.Namespace, source: Source, trials: Sequence[Trial]) -> dict[str, Any]:
     """Everything that decides what comes out; a folder holds results of one such only."""
+    # The same name of a suite may have meant other scenes and tasks when a run was begun.
+    drawn = hashlib.sha256(repr(tuple(trials)).encode()).hexdigest()[:16]
     return {"methods": [method.name for method in args.methods], "episodes": args.episodes,
-            "first_seed": args.seeds.start, "suite": args.suite, "scene": list(args.scene),
+            "first_seed": args.seeds.start, "suite": args.suite, "scene": list(args.scene), "trials_sha256": drawn,
             "checkpoint": args.checkpoint, "checkpoint_sha256": source.sha256,
             "recipes": describe_recipes(args.methods), "observations_sha256": source.observations_sha256,
             "execute_steps": args.execute_steps, "blind": args.blind, "language": args.language,

@@ -12,9 +12,11 @@ import pytest
 from sqap_vla_ros.cli import evaluate_run
 from sqap_vla_ros.cli import main as cli
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.evaluation.compressed import find_source
 from sqap_vla_ros.models.registry import load_checkpoint
 from sqap_vla_ros.policy.compression import compress_checkpoint
-from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
+from sqap_vla_ros.simulation.layout import Layout
+from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS, choose_trials
 
 
 def finish(process, timeout_s=110):
@@ -151,6 +153,15 @@ def test_recipe_without_observations_is_refused_before_anything_is_written(untra
     assert "the recipe 'w4a4' (rounding 'gptq') must see observations" in told.err and told.out == ""
     assert "give --calibration a folder with observations.jsonl" in told.err
     assert not (tmp_path / "out").exists()
+
+
+def test_other_scenes_under_the_name_of_a_suite_are_other_settings(untrained):
+    args = cli.build_parser("evaluate").parse_args(["evaluate", "--checkpoint", str(untrained), "--suite", "hard"])
+    source = find_source(args.checkpoint, args.methods)
+    first, again, other = (evaluate_run.describe_settings(args, source, choose_trials("hard", 6, 7, layout=layout))
+                           for layout in (Layout(), Layout(), Layout(block_size_m=0.045)))
+    assert first == again
+    assert {name for name, value in first.items() if other[name] != value} == {"trials_sha256"}
 
 
 def test_fresh_run_that_ends_early_leaves_nothing_of_the_one_before(untrained, tmp_path, capsys, monkeypatch):
