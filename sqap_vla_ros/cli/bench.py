@@ -19,7 +19,7 @@ _EPILOG = f"""examples:
   sqap bench demo --prune-layer 0                   tokens leave behind the first layer already
   sqap bench demo --prune none                      what quantization brings alone
   sqap bench demo --recipe w4a4-rtn                 no calibration first: as fast when it runs, but acts worse
-  sqap bench demo --engines cpu,reference --rounds 5
+  sqap bench demo --engines cpu,reference --recipe w4a4-rtn --rounds 5
   sqap bench out/demo-w4a4 --recipe stored --engines cpu --observations my-pictures
 
 engines:
