@@ -151,16 +151,12 @@ class MixedWidths(Recipe):
 
 
 # The baselines differ from 'w4a4' in the one thing their name says; clip search and clipping are the same.
-# Weight-only recipes keep the channels that training made, as QVLA does: float activations need no spreading, and
-# rotation leads the actions further from the float ones. On 36 validation pictures of the demo policy their mean
-# squared error under 'w4a16' is 4.3e-5 without rotation, and 6.2e-5 to 10.4e-5 with it, by its seed. Activations of
-# four bits cannot do without: 1.4e-3 for 'w4a4-rtn-plain', 0.4e-3 for 'w4a4-rtn'.
+# Weight-only recipes keep the channels that training made, as QVLA does: float activations need no spreading, and on
+# the demo policy rotation leads the actions further from the float ones, with every seed tried. Activations of four
+# bits cannot do without.
 # 'w4a4' leaves Q and K float: rounding them costs an eighth of the decoder's time on an engine that has no integer form
 # of attention, and gains nothing. Eight bits do not change the order of the scores, rotated or not. Four bits are where
-# the rotation of Q and K shows, and 'w4a4-qk4' with its '-plain' are there to show it: with eight bits everywhere else
-# the rank correlation of the scores with the float model's is higher with it in each of the six layers, and the error
-# of the actions 0.4e-4 against 1.4e-4. Under four bits everywhere the order is still kept better, 0.985 against 0.984,
-# while what rounding does to the actions elsewhere outweighs the rest.
+# the rotation of Q and K shows, and 'w4a4-qk4' with its '-plain' are there to show it (`sqap evaluate --fidelity`).
 RECIPES: dict[str, Recipe] = {
     "w4a4": W4A4(rounding="gptq"),
     "w4a4-rtn": W4A4(),

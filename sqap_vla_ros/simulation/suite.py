@@ -17,21 +17,29 @@ from sqap_vla_ros.simulation.tasks import BASE_KINDS, COLORS, SIDES, Task
 
 # Neither training nor the choice of a recipe or a checkpoint ever sees the scenes of 'test'.
 SEED_RANGES = {"test": range(4_000_000, 4_100_000), "validation": range(2_000_000, 2_100_000)}
-SUITES: dict[str, tuple[str, ...]] = {"base": BASE_KINDS,
-                                      "hard": ("small", "crowded", "pair", "yaw", "stack", "two-step")}
-# How the layout of a difficulty differs from the base one; stack and two-step are hard by their tasks.
+# How the layout of a difficulty differs from the base one.
 DIFFICULTIES: dict[str, dict[str, Any]] = {
     # Not so near to the tray that a finger beside a low block would stand on its wall.
     "small": {"block_size_m": 0.03, "block_area": (0.37, 0.56, -0.16, -0.01)},
+    "medium": {"block_size_m": 0.04},
     "crowded": {"block_size_m": 0.04, "block_gap_m": 0.075, "block_counts": (6, 6), "twin_blocks": 1},
     "pair": {"twin_blocks": 1, "block_counts": (3, 4)},
     "yaw": {"block_yaw_rad": math.radians(45)},
-    "stack": {}, "two-step": {},
 }
 VARIATIONS: dict[str, dict[str, Any]] = {
     "moved-camera": {"camera_shift_m": (0.03, 0.03), "camera_turn_deg": (3.0, 3.0)},
     "dim-light": {"light_scale": (0.65, 0.65), "light_tilt_deg": (10.0, 10.0)},
 }
+# What the scenes of a group of the hard suite show, all of it at once, where training shows one difficulty at a time.
+HARD_GROUPS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "moved-camera", "dim-light"),
+    "crowded": ("crowded", "moved-camera", "dim-light"),
+    "pair": ("crowded", "yaw"),
+    "yaw": ("small", "yaw", "moved-camera", "dim-light"),
+    "stack": ("medium",),
+    "two-step": ("crowded", "yaw"),
+}
+SUITES: dict[str, tuple[str, ...]] = {"base": BASE_KINDS, "hard": tuple(HARD_GROUPS)}
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,13 @@ def choose_trials(suite: str, count: int, first_seed: int, variations: Sequence[
         if name not in VARIATIONS:
             raise ConfigError(f"scene variation '{name}' does not exist; allowed are {', '.join(VARIATIONS)}")
     layout = layout or Layout()
-    for name in variations:
-        layout = replace(layout, **VARIATIONS[name])
     used: dict[str, Counter[str]] = {group: Counter() for group in SUITES[suite]}
     trials = []
     for index in range(count):
         group = SUITES[suite][index % len(SUITES[suite])]
-        changed = replace(layout, **DIFFICULTIES.get(group, {}))
+        changed = layout
+        for name in (*HARD_GROUPS.get(group, ()), *variations):
+            changed = replace(changed, **{**DIFFICULTIES, **VARIATIONS}[name])
         scene = draw_scene(changed, first_seed + index)
         task = _choose_task(group, index // len(SUITES[suite]), scene, used[group])
         trials.append(Trial(first_seed + index, group, task, changed))

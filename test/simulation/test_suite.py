@@ -66,7 +66,7 @@ def test_left_and_right_are_those_of_the_picture():
         assert places[right] - places[left] >= layout.twin_gap_m
 
 
-def test_hard_layouts_are_as_hard_as_they_say():
+def test_difficulties_are_as_hard_as_they_say():
     for name, changes in DIFFICULTIES.items():
         scenes = [draw_scene(replace(LAYOUT, **changes), seed) for seed in range(40)]
         assert name not in ("pair", "crowded") or all(len(scene.twins) == 1 for scene in scenes)
@@ -74,6 +74,21 @@ def test_hard_layouts_are_as_hard_as_they_say():
         widest = max(abs(block.yaw) for scene in scenes for block in scene.blocks)
         assert (widest > 0.7) == (name == "yaw")
     assert DIFFICULTIES["small"]["block_size_m"] == 0.03
+
+
+def test_hard_groups_show_all_their_difficulties_at_once():
+    layouts = {trial.group: trial.layout for trial in choose_trials("hard", 6, 100)}
+    assert {group: layout.block_size_m for group, layout in layouts.items()} == {
+        "small": 0.03, "crowded": 0.04, "pair": 0.04, "yaw": 0.03, "stack": 0.04, "two-step": 0.04}
+    assert {group for group, layout in layouts.items() if layout.block_yaw_rad > 0.7} == {"pair", "yaw", "two-step"}
+    assert {group for group, layout in layouts.items() if layout.block_counts == (6, 6)} == {
+        "crowded", "pair", "two-step"}
+    for layout in layouts.values():
+        assert (layout.camera_shift_m == (0.03, 0.03)) == (layout.light_scale == (0.65, 0.65))
+    assert {group for group, layout in layouts.items() if layout.light_tilt_deg[1]} == {"small", "crowded", "yaw"}
+    dimmed = choose_trials("hard", 6, 100, ("dim-light",))
+    assert all(trial.layout.light_scale == (0.65, 0.65) for trial in dimmed)
+    assert [trial.layout.block_size_m for trial in dimmed] == [layout.block_size_m for layout in layouts.values()]
 
 
 def test_trials_take_groups_in_turn_and_colors_evenly():
