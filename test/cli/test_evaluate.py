@@ -159,7 +159,7 @@ def test_other_scenes_under_the_name_of_a_suite_are_other_settings(untrained):
     args = cli.build_parser("evaluate").parse_args(["evaluate", "--checkpoint", str(untrained), "--suite", "hard"])
     source = find_source(args.checkpoint, args.methods)
     first, again, other = (evaluate_run.describe_settings(args, source, choose_trials("hard", 6, 7, layout=layout))
-                           for layout in (Layout(), Layout(), Layout(block_size_m=0.045)))
+                           for layout in (Layout(), Layout(), Layout(camera_fovy_deg=31.0)))
     assert first == again
     assert {name for name, value in first.items() if other[name] != value} == {"trials_sha256"}
 
