@@ -1,6 +1,7 @@
 """What several packages' tests share: a quiet environment, and a demo model built in milliseconds."""
 
 import os
+from pathlib import Path
 
 # Read when torch, MuJoCo and ROS load, so set before the imports. Node processes that tests start inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -50,3 +51,12 @@ def tabletop():
 def tiny_demo():
     """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""
     return make_tiny_demo
+
+
+@pytest.fixture(scope="session")
+def oracles():
+    """Folder of the originals' tiny checkpoints and what they gave; the test is skipped where there is none."""
+    folder = Path(os.environ.get("SQAP_ORACLES", Path(__file__).parents[2] / "shared" / "oracles"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference outputs of the original models at {folder}; SQAP_ORACLES names another folder")
+    return folder

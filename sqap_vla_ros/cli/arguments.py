@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.methods import Method, parse_methods
@@ -23,6 +23,26 @@ def read_number(kind: type[int] | type[float], low: float, high: float) -> Calla
             raise argparse.ArgumentTypeError(f"{text} is not allowed; take {'a whole' if kind is int else 'a'} number "
                                              f"from {low:g} to {high:g}")
         return value
+
+    return read
+
+
+def read_names(what: str, allowed: Collection[str], of: str = "") -> Callable[[str], tuple[str, ...]]:
+    """A reader of comma-separated names, each allowed and none twice.
+
+    :param what: one of them is, with its article, as 'an engine'
+    :param of: said behind it where a name is unknown
+    """
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"'{name}' is no {what.partition(' ')[2]}{of}; allowed are "
+                                                 f"{', '.join(allowed)}")
+        if len(set(names)) != len(names):
+            raise argparse.ArgumentTypeError(f"'{text}' names {what} twice")
+        return names
 
     return read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import read_number
+from sqap_vla_ros.cli.arguments import read_names, read_number
 from sqap_vla_ros.config import Config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
     parser.add_argument("checkpoint", nargs="?", default="demo", metavar="CHECKPOINT",
                         help="folder of a checkpoint, or 'demo' for the one in the package (default: demo)")
-    parser.add_argument("--engines", type=_read_engines, default=_DEFAULT_ENGINES, metavar="LIST",
+    parser.add_argument("--engines", type=read_names("an engine", BENCH_ENGINES), default=_DEFAULT_ENGINES,
+                        metavar="LIST",
                         help=f"what is compared, comma-separated: {', '.join(BENCH_ENGINES)} (default: "
                              f"{_DEFAULT_ENGINES})")
     parser.add_argument("--recipe", choices=_RECIPES, default="w4a4", metavar="NAME",
@@ -69,16 +70,6 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.bench_run import run_verb
 
     return run_verb(args)
-
-
-def _read_engines(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in BENCH_ENGINES:
-            raise argparse.ArgumentTypeError(f"'{name}' is no engine; allowed are {', '.join(BENCH_ENGINES)}")
-    if len(set(names)) != len(names):
-        raise argparse.ArgumentTypeError(f"'{text}' names an engine twice")
-    return names
 
 
 def _read_prune(text: str) -> Method:

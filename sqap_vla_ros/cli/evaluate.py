@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import count_cores, read_methods, read_number
+from sqap_vla_ros.cli.arguments import count_cores, read_methods, read_names, read_number
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.evaluation.plan import BLINDS, LANGUAGES
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"scenes to take the first N of: {', '.join(SEED_RANGES)}, or A:B for A to B-1 "
                              "(default: test)")
     parser.add_argument("--suite", choices=tuple(SUITES), default="base", help="which tasks (default: base)")
-    parser.add_argument("--scene", type=_read_variations, default=(), metavar="LIST",
+    parser.add_argument("--scene", type=read_names("a variation", VARIATIONS, " of scenes"), default=(),
+                        metavar="LIST",
                         help=f"how scenes are changed, comma-separated, all at once: {', '.join(VARIATIONS)}; training "
                              "varies camera and light as far as these do (default: not at all)")
     parser.add_argument("--checkpoint", default="demo", metavar="PATH",
@@ -94,13 +95,3 @@ def _read_seeds(text: str) -> range:
         raise argparse.ArgumentTypeError(f"'{text}' is no range of scenes; take {', '.join(SEED_RANGES)}, or A:B with "
                                          f"0 <= A < B <= {_LAST_SEED}")
     return range(int(first), int(end))
-
-
-def _read_variations(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in VARIATIONS:
-            raise argparse.ArgumentTypeError(f"'{name}' is no variation of scenes; allowed are {', '.join(VARIATIONS)}")
-    if len(set(names)) != len(names):
-        raise argparse.ArgumentTypeError(f"'{text}' names a variation twice")
-    return names

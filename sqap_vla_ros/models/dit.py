@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.towers import TowerAttention
 
 TIME_FEATURES = 256
 LONGEST_PERIOD = 10000.0
@@ -100,22 +101,6 @@ class CognitionEmbedder(nn.Module):
         return self.linear(cognition)
 
 
-class DitAttention(nn.Module):
-    """Self-attention in which every token sees every other."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, C) to (B, S, C)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, S, head_dim) each
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
 class DitMlp(nn.Module):
     """Two linears with GELU, in its tanh form, between them."""
 
@@ -135,7 +120,7 @@ class DitBlock(nn.Module):
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.norm1 = _plain_norm(config.hidden_size)
-        self.attn = DitAttention(config.hidden_size, config.num_heads)
+        self.attn = TowerAttention(config.hidden_size, config.num_heads)
         self.norm2 = _plain_norm(config.hidden_size)
         self.mlp = DitMlp(config.hidden_size)
 

@@ -1,7 +1,6 @@
 """What the originals computed, where it is at hand, and tiny checkpoints in the originals' layouts."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ CONFIG = PrismaticConfig(
     ImageSpec(28, "resize-naive", ((0.485, 0.456, 0.406), (0.5,) * 3), ((0.229, 0.224, 0.225), (0.5,) * 3)))
 ARCHITECTURE = {"vision": {"my_dino": {"num_heads": 2, "img_size": 28}, "my_siglip": {"num_heads": 3, "img_size": 28}},
                 "llm": {"heads": 4}}
-
-
-@pytest.fixture(scope="session")
-def oracles():
-    """Folder of the originals' tiny checkpoints and what they gave; the test is skipped where there is none."""
-    folder = Path(os.environ.get("SQAP_ORACLES", ROOT.parent / "shared" / "oracles"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference outputs of the original models at {folder}; SQAP_ORACLES names another folder")
-    return folder
 
 
 def make_vlm(config=CONFIG, seed=0):

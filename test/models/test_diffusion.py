@@ -1,8 +1,6 @@
 """Schedules against published numbers and Bayes' rule, the sampler where the answer is known, and the original's."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,15 +196,6 @@ def test_weights_are_read_by_their_names_in_the_checkpoint():
     with pytest.raises(CheckpointError, match=r"lacks the tensor final_layer\.linear\.bias"):
         read_action_model({name: tensor for name, tensor in model.state_dict().items()
                            if name != "net.final_layer.linear.bias"}, num_heads=2)
-
-
-@pytest.fixture(scope="module")
-def oracles():
-    """Folder of the originals' outputs."""
-    folder = Path(os.environ.get("SQAP_ORACLES", Path(__file__).parents[2].parent / "shared" / "oracles"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference outputs of the original models in {folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")

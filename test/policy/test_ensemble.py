@@ -1,8 +1,6 @@
 """The adaptive ensemble by its formula, by time, and against the original."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,10 +120,7 @@ def test_impossible_knobs_are_refused(knobs, named):
         AdaptiveEnsemble(**knobs)
 
 
-def test_actions_are_the_original_ones():
-    oracles = Path(os.environ.get("SQAP_ORACLES", Path(__file__).parents[2].parent / "shared" / "oracles"))
-    if not oracles.is_dir():
-        pytest.skip(f"no reference outputs of the original models in {oracles}")
+def test_actions_are_the_original_ones(oracles):
     reference = load_file(oracles / "cogact" / "reference_float32.safetensors")
     ensemble = AdaptiveEnsemble(7, 0.1, gripper_is_binary=False)
     assert reference["ens_in"].shape == (12, 16, 7)
