@@ -6,7 +6,11 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Collection
+from typing import Any
 
+import yaml
+
+from sqap_vla_ros.config import Config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.methods import Method, parse_methods
 
@@ -45,6 +49,28 @@ def read_names(what: str, allowed: Collection[str], of: str = "") -> Callable[[s
         return names
 
     return read
+
+
+def add_set_flag(parser: argparse.ArgumentParser, *sections: str) -> None:
+    """``--set NAME=VALUE``, as often as wanted: a list of knobs and their values, which are not checked yet.
+
+    :param sections: of the knobs that it takes
+    """
+    allowed = [name for name, _, _ in iterate_knobs(Config()) if name.partition(".")[0] in sections]
+
+    def read(text: str) -> tuple[str, Any]:
+        name, equals, value = text.partition("=")
+        if not equals or name not in allowed:
+            raise argparse.ArgumentTypeError(f"'{text}' sets no knob; write NAME=VALUE, with a name of "
+                                             f"{', '.join(allowed)}")
+        try:
+            return name, yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise argparse.ArgumentTypeError(f"'{value}' is no value of {name}: {error}") from error
+
+    parser.add_argument("--set", type=read, action="append", default=[], metavar="NAME=VALUE",
+                        help="a knob by its dotted name, as in a parameter file; may be given several times, for "
+                             f"example --set prune.layer=1 (knobs of {' and '.join(sections)}; default: as the node)")
 
 
 def count_cores() -> int:

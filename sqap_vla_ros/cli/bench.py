@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import read_names, read_number
+from sqap_vla_ros.cli.arguments import add_set_flag, read_names, read_number
 from sqap_vla_ros.config import Config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES
@@ -16,7 +16,7 @@ _RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name != "float")
 _DEFAULT_ENGINES = "float32,bfloat16,cpu"
 _EPILOG = f"""examples:
   sqap bench                                        float32, bfloat16 and W4A4 with 60 % of the tokens dropped
-  sqap bench demo --prune-layer 0                   tokens leave behind the first layer already
+  sqap bench demo --set prune.layer=0               tokens leave behind the first layer already
   sqap bench demo --prune none                      what quantization brings alone
   sqap bench demo --recipe w4a4-rtn                 no calibration first: as fast when it runs, but acts worse
   sqap bench demo --engines cpu,reference --recipe w4a4-rtn --rounds 5
@@ -37,7 +37,6 @@ was measured so far.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    knobs = Config()
     parser.epilog = _EPILOG
     parser.set_defaults(refuse=parser.error)
     parser.add_argument("checkpoint", nargs="?", default="demo", metavar="CHECKPOINT",
@@ -51,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prune", type=_read_prune, default="sqap@0.6", metavar="RULE@SHARE",
                         help="of the quantized engines: which visual tokens leave and how many of them, or 'none' "
                              "(default: sqap@0.6)")
-    parser.add_argument("--prune-layer", type=read_number(int, 0, 255), default=knobs.prune.layer, metavar="N",
-                        help="decoder layer, from 0, after which they leave (default: "
-                             f"{knobs.prune.layer}, as the node)")
+    add_set_flag(parser, "prune")
     parser.add_argument("--threads", type=read_number(int, 1, 256), default=1, metavar="N",
                         help="CPU threads of one inference (default: 1)")
     parser.add_argument("--rounds", type=read_number(int, 1, 100_000), default=100, metavar="N",

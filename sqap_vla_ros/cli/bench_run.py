@@ -107,8 +107,8 @@ def build_bench_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _build_config(args: argparse.Namespace) -> Config:
-    return build_config({**args.prune.knobs, "model.recipe": args.recipe, "model.checkpoint": args.checkpoint,
-                         "model.threads": args.threads, "prune.layer": args.prune_layer})
+    return build_config({**dict(args.set), **args.prune.knobs, "model.recipe": args.recipe,
+                         "model.checkpoint": args.checkpoint, "model.threads": args.threads})
 
 
 def _build_policies(args: argparse.Namespace, config: Config, console: Console) -> dict[str, Policy]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import count_cores, read_methods, read_names, read_number
+from sqap_vla_ros.cli.arguments import add_set_flag, count_cores, read_methods, read_names, read_number
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.evaluation.plan import BLINDS, LANGUAGES
 from sqap_vla_ros.simulation.suite import SEED_RANGES, SUITES, VARIATIONS
@@ -20,6 +20,8 @@ _EPILOG = f"""examples:
   sqap evaluate --suite hard --scene moved-camera        harder tasks, seen from a camera that was knocked
   sqap evaluate --language other --episodes 100          does it listen? another block of the same scene is named
   sqap evaluate --blind gripper --out out/blind          does it look? the gripper's tokens say nothing any more
+  sqap evaluate --methods float,w4a4+sqap@0.6 --set prune.layer=1 --seeds validation
+                                                         a knob of all methods, here where tokens leave
   sqap evaluate --seeds validation --episodes 30         while trying things out, so that test stays untouched
 
 seeds:  {', '.join(f'{name} = {seeds.start}:{seeds.stop}' for name, seeds in SEED_RANGES.items())}
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blind", choices=BLINDS, default="",
                         help="blank visual tokens before the decoder: the gripper's, those that see the target, or as "
                              "many others as the gripper has")
+    add_set_flag(parser, "prune", "footprint")
     parser.add_argument("--language", choices=LANGUAGES, default=LANGUAGES[0],
                         help="'other' names another block that is there; success is then to do it with that one "
                              f"(default: {LANGUAGES[0]})")

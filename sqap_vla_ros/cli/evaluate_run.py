@@ -49,7 +49,8 @@ def run_verb(args: argparse.Namespace) -> int:
     if args.fidelity and any(method.recipe == STORED for method in args.methods):
         raise ConfigError(f"--fidelity compares with the float model, and '{args.checkpoint}' is compressed; give the "
                           "float checkpoint and recipes, or leave --fidelity out")
-    setup = Setup(args.checkpoint, args.execute_steps, args.blind, list_folders(args.out, args.methods))
+    setup = Setup(args.checkpoint, args.execute_steps, args.blind, list_folders(args.out, args.methods),
+                  dict(args.set))
     trials = choose_trials(args.suite, args.episodes, args.seeds.start, args.scene)
     jobs = plan_jobs(args.methods, trials, exchange=args.language != LANGUAGES[0])
     check_setup(setup, jobs)
@@ -95,8 +96,8 @@ def describe_settings(args: argparse.Namespace, source: Source, trials: Sequence
             "first_seed": args.seeds.start, "suite": args.suite, "scene": list(args.scene), "trials_sha256": drawn,
             "checkpoint": args.checkpoint, "checkpoint_sha256": source.sha256,
             "recipes": describe_recipes(args.methods), "observations_sha256": source.observations_sha256,
-            "execute_steps": args.execute_steps, "blind": args.blind, "language": args.language,
-            "versions": describe_versions()}
+            "execute_steps": args.execute_steps, "knobs": dict(args.set), "blind": args.blind,
+            "language": args.language, "versions": describe_versions()}
 
 
 def _prepare(args: argparse.Namespace, source: Source, setup: Setup, settings: Mapping[str, Any], journal: Journal,

@@ -30,9 +30,10 @@ def check_setup(setup: Setup, jobs: list[Job]) -> None:
     """Find out before anything is played what would fail in every process.
 
     :raises CheckpointError: when the checkpoint cannot be used
-    :raises ConfigError: when the model cannot be blinded
+    :raises ConfigError: when a knob cannot be set so, or the model cannot be blinded
     :raises InputError: for an instruction that the model cannot read
     """
+    build_config(setup.settings)
     model = load_model(setup.checkpoint)
     if setup.blind:
         check_family(model)
@@ -84,7 +85,7 @@ class Player:
 
     def _find_policy(self, job: Job) -> Policy:
         if self._policy is None or self._method != job.method.name:
-            self._policy = build_policy(build_config({"model.threads": 1, **self._setup.knobs(job.method)}))
+            self._policy = build_policy(build_config(self._setup.knobs(job.method)))
             self._method = job.method.name
         return self._policy
 

@@ -63,4 +63,4 @@ def measure_methods(folder: Path, settings: Mapping[str, Any], methods: Sequence
 
 
 def _build(setup: Setup, method: Method) -> Policy:
-    return build_policy(build_config({"model.threads": 1, **setup.knobs(method)}))
+    return build_policy(build_config(setup.knobs(method)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.methods import STORED, Method
@@ -24,16 +25,19 @@ class Setup:
     :param blind: which tokens are blanked, one of ``BLINDS``, or '' for none
     :param compressed: folders of what recipes made of the checkpoint, by recipe; any other is carried out anew wherever
         its policy is built
+    :param settings: other knobs, by dotted name
     """
 
     checkpoint: str
     execute_steps: int
     blind: str = ""
     compressed: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def knobs(self, method: Method) -> dict[str, str | float]:
-        """The knobs of the method's policy, by dotted name."""
-        knobs: dict[str, str | float] = {"model.checkpoint": self.checkpoint, **method.knobs}
+    def knobs(self, method: Method) -> dict[str, Any]:
+        """The knobs of the method's policy, by dotted name; what the method says goes before ``settings``."""
+        knobs: dict[str, Any] = {**self.settings, "model.checkpoint": self.checkpoint, "model.threads": 1,
+                                 **method.knobs}
         if method.recipe in self.compressed:
             knobs |= {"model.checkpoint": self.compressed[method.recipe], "model.recipe": STORED}
         return knobs

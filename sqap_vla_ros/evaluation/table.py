@@ -35,6 +35,7 @@ def describe_conditions(settings: Mapping[str, Any]) -> str:
     """What was played, in a few words."""
     return ", ".join([f"{settings['suite']} suite", *settings["scene"],
                       *([f"{settings['blind']} tokens blanked"] if settings["blind"] else []),
+                      *(f"{name}={value}" for name, value in settings.get("knobs", {}).items()),
                       *(["another block named"] if settings["language"] != LANGUAGES[0] else [])])
 
 

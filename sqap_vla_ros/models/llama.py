@@ -38,19 +38,18 @@ class LlamaConfig:
 class PruneStep(NamedTuple):
     """Where tokens leave, and who chooses.
 
-    :param layer: index of the decoder layer after which they leave
+    They leave inside the layer: as soon as its scores are known. Of tokens that leave it computes keys and values,
+    which those that stay look at, and nothing else.
+
+    :param layer: index of the decoder layer in which they leave
     :param visual: where the visual tokens stand in the sequence
-    :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states, to (B, K) int64
-        ascending indices that stay
-    :param reads_hidden: whether ``select`` reads hidden states, and so must have those behind the layer. Otherwise it
-        is asked as soon as the layer's scores are known, with the hidden states in front of it. What stays is the
-        same, but the layer computes only keys and values of tokens that leave
+    :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states in front of the
+        layer, to (B, K) int64 ascending indices that stay
     """
 
     layer: int
     visual: slice
     select: Callable[[Tensor, Tensor], Tensor]
-    reads_hidden: bool = True
 
 
 # Told of the visual tokens' scores, or of None where they are not wanted, says which tokens look.
@@ -115,23 +114,22 @@ class LlamaAttention(nn.Module):
         self._siblings = Siblings()
 
     def forward(self, x: Tensor | QuantizedTokens, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Rows | None]:
-        """Attend; when ``visual`` is given also return what the last token gives to each visual token.
+                choose: Chooser | None = None) -> tuple[Tensor, Rows | None]:
+        """Attend.
 
         :param x: (B, S, C), rounded or not
         :param rope: tables for the positions of x
         :param mask: (B, 1, S, S) bool, True where a query may look; None is plain causal, and needed for ``choose``
         :param visual: where the visual tokens stand
-        :param choose: told of that attention, or of None without ``visual``, says which tokens shall look; the others
-            are only looked at. None is all of them
-        :return: (B, R, C); for ``visual`` attention of the last query averaged over heads, (B, N) float32; and what
-            ``choose`` said, None for all
+        :param choose: told of the attention that the last token gives to each visual token, mean over heads, (B, N)
+            float32, or of None without ``visual``; says which tokens shall look. The others are only looked at. None
+            is all of them
+        :return: (B, R, C), and what ``choose`` said, None for all
         """
         rows: Rows | None = None
         length = x.shape[1]
         if choose is None:
             q, k, v = self._project(x, rope)
-            scores = None if visual is None else _last_query_attention(q[:, :, -1:], k)[:, visual]
         else:
             k, v = self._turn(self._split(self.k_proj(x)), rope), self._split(self.v_proj(x))
             scores = None if visual is None else self._score(x, rope, k)[:, visual]
@@ -145,7 +143,7 @@ class LlamaAttention(nn.Module):
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows is None)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), scores, rows
+        return self.o_proj(out.transpose(1, 2).flatten(2)), rows
 
     def _project(self, x: Tensor | QuantizedTokens, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         joined = self._siblings.multiply((self.q_proj, self.k_proj, self.v_proj), x)
@@ -213,13 +211,13 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None) -> tuple[Tensor, Tensor | None, Rows | None]:
+                choose: Chooser | None = None) -> tuple[Tensor, Rows | None]:
         """See :meth:`LlamaAttention.forward`; tokens that are only looked at go no further."""
-        attended, scores, rows = self.self_attn(self.input_layernorm(x), rope, mask, visual, choose)
+        attended, rows = self.self_attn(self.input_layernorm(x), rope, mask, visual, choose)
         if rows is not None:
             x = take_rows(x, rows)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), scores, rows
+        return x + self.mlp(self.post_attention_layernorm(x)), rows
 
 
 class LlamaDecoder(nn.Module):
@@ -253,13 +251,9 @@ class LlamaDecoder(nn.Module):
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for index, layer in enumerate(self.blocks):
             here = prune if prune is not None and prune.layer == index else None
-            late = here is not None and here.reads_hidden
-            is_end = tail is not None and index + 1 == len(self.layers) and not late
-            choose = _choose_rows(None if late else here, x, tail if is_end else None)
-            x, scores, rows = layer(x, rope, mask, None if here is None else here.visual, choose)
-            if here is not None and late:
-                rows = _kept_rows(here, scores, x)
-                x = take_rows(x, rows)
+            is_end = tail is not None and index + 1 == len(self.layers)
+            choose = _choose_rows(here, x, tail if is_end else None)
+            x, rows = layer(x, rope, mask, None if here is None else here.visual, choose)
             if rows is not None:
                 rope = rope.take(rows)
         return self.norm(x if tail is None else x[:, -tail:])

@@ -184,7 +184,7 @@ class Policy:
                 tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
                 return pruner.positions(selections)
 
-            prune = PruneStep(pruner.layer, sequence.visual, select, pruner.reads_hidden)
+            prune = PruneStep(pruner.layer, sequence.visual, select)
         hidden = self.model.decoder(sequence.embeddings, sequence.positions, prune=prune,
                                     tail=self.model.action_tokens)
         watch.end("llm")

@@ -22,7 +22,7 @@ from torch import Tensor
 from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError, InferenceError
 from sqap_vla_ros.pruning.coverage import TokenDistances
-from sqap_vla_ros.pruning.selection import READS_FEATURES, RULES, Candidates, Selection, keep_all, scatter_bits
+from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, keep_all, scatter_bits
 
 
 class Pruner:
@@ -48,11 +48,6 @@ class Pruner:
         self._patches = [TokenDistances.of_grid(grid, device) for grid in self.grids]
         self._nobody = [torch.zeros(total, dtype=torch.bool, device=device) for total in self._totals]
         self._record: list[Tensor] | None = None
-
-    @property
-    def reads_hidden(self) -> bool:
-        """Whether the choice depends on hidden states, and not on scores and places alone."""
-        return self.knobs.coverage_space in READS_FEATURES.get(self.knobs.rule, ())
 
     def check_depth(self, layer_count: int) -> None:
         """Refuse a layer that the decoder does not have, where nothing would ever be dropped.
@@ -85,7 +80,7 @@ class Pruner:
         """Choose exactly ``kept_count`` tokens; with K = N all of them, in order.
 
         :param scores: (1, N) attention that the last token gives to each visual token of all pictures
-        :param hidden: (1, N, C) hidden states of the visual tokens behind ``layer``; any without ``reads_hidden``
+        :param hidden: (1, N, C) hidden states of the visual tokens in front of ``layer``
         :param robot_masks: for each picture (n,) bool, tokens that show the robot, or None when that is not known
         :param draw: as :meth:`draw` gives it, or the same as a () int64 tensor
         :return: one entry per picture
@@ -110,7 +105,7 @@ class Pruner:
     def record_scores(self) -> Iterator[list[Tensor]]:
         """Keep what :meth:`select` is given, so that scores can be measured as they are used.
 
-        Tokens leave behind ``layer``, whose attention the scores are: what is chosen does not change them.
+        Tokens leave inside ``layer``, whose attention the scores are: what is chosen does not change them.
 
         :return: (1, N) for each call while the context lasts, filled as they come
         """

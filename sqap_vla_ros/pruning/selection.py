@@ -29,7 +29,7 @@ class Candidates:
     """The tokens of one picture, and all that a rule may know of them.
 
     :param scores: (N,) float32, attention of the last token
-    :param features: (N, C) hidden states where tokens leave
+    :param features: (N, C) hidden states in front of the layer in which tokens leave
     :param robot_mask: (N,) bool, tokens that show the robot; nowhere true when that is not known
     :param patches: distances on the token grid
     :param kept_count: K, 1 to N
@@ -152,11 +152,6 @@ RULES: dict[str, Callable[[Candidates], Selection]] = {
     "efficientvla": select_efficientvla,
     "random": select_by_chance,
 }
-
-# Rules that read features, always or where coverage looks at features; the others see scores and places alone.
-READS_FEATURES = {"efficientvla": ("patch", "feature"),
-                  **dict.fromkeys(("sqap", "sqap-no-attention", "sqap-no-robot", "coverage"), ("feature",))}
-
 
 def rank_by_attention(scores: Tensor) -> Tensor:
     """(N,) scores to (N,) int64 tokens, highest first, ties to the lower index."""

@@ -27,7 +27,7 @@ def words(checkpoint, pictures, out, *more):
 def test_engines_are_measured_and_told_of(untrained, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(words(untrained, pictures, tmp_path / "out", "--rounds", "4", "--prune", "sqap@0.75",
-                          "--prune-layer", "1")) == 0
+                          "--set", "prune.layer=1")) == 0
     captured = capsys.readouterr()
     (line,) = captured.out.splitlines()
     told = json.loads(line)
@@ -70,7 +70,7 @@ def test_wrong_flags_are_answered_with_right_ones(flags, message, capsys):
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(untrained, pictures, tmp_path, capsys):
-    assert cli.main(words(untrained, pictures, tmp_path / "out", "--prune-layer", "3")) == 1
+    assert cli.main(words(untrained, pictures, tmp_path / "out", "--set", "prune.layer=3")) == 1
     assert "prune.layer is 3 and the decoder has 3 layers" in capsys.readouterr().err
     assert cli.main(["bench", str(untrained), "--out", str(tmp_path / "out")]) == 1
     assert "give --observations a folder" in capsys.readouterr().err

@@ -99,11 +99,12 @@ def test_draw_depends_on_picture_and_seed_alone() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("space", ["patch", "feature"])
-def test_hidden_states_decide_where_it_says_that_they_are_read(rule: str, space: str) -> None:
+def test_hidden_states_decide_in_feature_space_alone(rule: str, space: str) -> None:
     pruner = Pruner(PruneKnobs(rule=rule, pruned_ratio=0.5, coverage_space=space), ONE)
     scores, hidden = picture_of(256, 0)
     first, second = (pruner.select(scores, given, [None])[0].kept for given in (hidden, picture_of(256, 1)[1]))
-    assert torch.equal(first, second) == (not pruner.reads_hidden)
+    covers = rule in ("sqap", "sqap-no-attention", "sqap-no-robot", "coverage")
+    assert torch.equal(first, second) == (rule != "efficientvla" and not (covers and space == "feature"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -122,7 +123,7 @@ def test_keeping_all_is_the_identity_to_the_bit(rule: str, ratio: float) -> None
 
     with torch.inference_mode():
         whole = decoder(x, positions)
-        found = decoder(x, positions, prune=PruneStep(1, slice(1, 17), select, pruner.reads_hidden))
+        found = decoder(x, positions, prune=PruneStep(1, slice(1, 17), select))
     if rule == "none" or ratio == 0.0:
         assert torch.equal(found, whole) and unpruned == [16]
     else:
