@@ -82,6 +82,10 @@ class Rope(NamedTuple):
         cos, sin = (take_rows(table[:, 0], rows)[:, None] for table in self)
         return Rope(cos, sin)
 
+    def flatten(self) -> tuple[Tensor, Tensor]:
+        """(B S, head_dim), a row for each token."""
+        return self.cos.flatten(0, 2), self.sin.flatten(0, 2)
+
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
     """Make the tables for (B, S) positions."""
@@ -131,38 +135,41 @@ class LlamaAttention(nn.Module):
         if choose is None:
             q, k, v = self._project(x, rope)
         else:
-            k, v = self._turn(self._split(self.k_proj(x)), rope), self._split(self.v_proj(x))
-            scores = None if visual is None else self._score(x, rope, k)[:, visual]
+            k, v = self._project(x, rope, first=1)
+            scores = None
+            if visual is not None:
+                (last,) = self._project(_take_tokens(x, 1), rope.take(1), end=1)
+                scores = _last_query_attention(last, k)[:, visual]
             rows = choose(scores)
             if (rows if isinstance(rows, int) else rows.shape[1]) == length:
                 rows = None
             else:
                 x, rope, mask = _take_tokens(x, rows), rope.take(rows), _see_before(rows, length, k.device)
-            q = self._turn(self._split(self.q_proj(x)), rope)
+            (q,) = self._project(x, rope, end=1)
         if self.num_kv_heads != self.num_heads:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows is None)
         return self.o_proj(out.transpose(1, 2).flatten(2)), rows
 
-    def _project(self, x: Tensor | QuantizedTokens, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        joined = self._siblings.multiply((self.q_proj, self.k_proj, self.v_proj), x)
-        if joined is None:
-            q, k, v = (self._split(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
-            return self._turn(q, rope), self._turn(k, rope), v
-        heads, turning = self._split(joined), self.num_heads + self.num_kv_heads
-        turned = self._turn(heads[:, :turning], rope)
-        return turned[:, :self.num_heads], turned[:, self.num_heads:], heads[:, turning:]
+    def _project(self, x: Tensor | QuantizedTokens, rope: Rope, first: int = 0, end: int = 3) -> list[Tensor]:
+        # Of q, k and v those from ``first`` to before ``end``: (B, heads, S, head_dim) each.
+        linears = (self.q_proj, self.k_proj, self.v_proj)
+        counts = [self.num_heads, self.num_kv_heads, self.num_kv_heads][first:end]
+        sums = self._siblings.multiply(linears, x, first, end)
+        turned = None if sums is None else sums.turned(*rope.flatten(), sum(counts[:2 - first]))
+        if turned is not None:
+            heads = list(self._split(turned).split(counts, dim=1))
+        else:
+            values = ([linear(x) for linear in linears[first:end]] if sums is None
+                      else sums.scaled().split([count * self.head_dim for count in counts], dim=-1))
+            heads = [apply_rope(self._split(value), *rope) if index < 2 else self._split(value)
+                     for index, value in enumerate(values, first)]
+        return [self.qk_online(part) if index < 2 else part for index, part in enumerate(heads, first)]
 
     def _split(self, x: Tensor) -> Tensor:
         # (B, S, heads x head_dim) to (B, heads, S, head_dim)
         return x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2)
-
-    def _turn(self, heads: Tensor, rope: Rope) -> Tensor:
-        return self.qk_online(apply_rope(heads, *rope))
-
-    def _score(self, x: Tensor | QuantizedTokens, rope: Rope, k: Tensor) -> Tensor:
-        return _last_query_attention(self._turn(self._split(self.q_proj(_take_tokens(x, 1))), rope.take(1)), k)
 
 
 def _take_tokens(x: Tensor | QuantizedTokens, rows: Rows) -> Tensor | QuantizedTokens:
@@ -194,10 +201,13 @@ class LlamaMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.down_online: nn.Module = nn.Identity()
+        self._siblings = Siblings()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(B, S, C), rounded or not, to (B, S, C)."""
-        return self.down_proj(self.down_online(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+        sums = self._siblings.multiply((self.gate_proj, self.up_proj), x)
+        gated = F.silu(self.gate_proj(x)) * self.up_proj(x) if sums is None else sums.gated()
+        return self.down_proj(self.down_online(gated))
 
 
 class LlamaLayer(nn.Module):

@@ -7,10 +7,11 @@ nothing for a zero point to correct.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from sqap_vla_ros.quantization import fused_rows
 
 # Some tokens of each sequence of a batch: (B, R) int64 indices, ascending, or how many of the last.
 Rows = Tensor | int
@@ -80,18 +81,29 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedT
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = largest_code(bits)
-    scale = wide.abs().amax(-1, keepdim=True) * constant(clip_ratio / largest, wide.dtype, wide.device)
+    if fused_rows.is_fused_for(wide):
+        return QuantizedTokens(*fused_rows.round_tokens(wide, largest, clip_ratio, _SMALLEST_SCALE), x.dtype)
+    scale = wide.abs().amax(-1, keepdim=True) * (clip_ratio / largest)
     codes = (wide * scale.clamp_min_(_SMALLEST_SCALE).reciprocal()).round_()
-    if clip_ratio != 1.0:
-        codes = codes.clamp_(-largest, largest)
-    return QuantizedTokens(codes.to(torch.int8), scale, x.dtype)
+    return QuantizedTokens(codes.clamp_(-largest, largest).to(torch.int8), scale, x.dtype)
 
 
-@lru_cache(maxsize=256)
-def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a () tensor that is made once: torch makes a Python number one at every single use."""
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device=device)
+def quantize_normalized(x: Tensor, bits: int, clip_ratio: float, eps: float) -> QuantizedTokens:
+    """Round every token over its root mean square, as RMSNorm without gain would give it.
+
+    Rounding with a token's own scale does not see the division, so only the scale is divided.
+
+    :param x: (..., K) float
+    :param bits: 4 or 8
+    :param clip_ratio: see :func:`quantize_tokens`
+    :param eps: of the norm
+    """
+    if fused_rows.is_fused_for(x):
+        largest = largest_code(bits)
+        return QuantizedTokens(*fused_rows.round_normalized(x, eps, largest, clip_ratio, _SMALLEST_SCALE), x.dtype)
+    tokens = quantize_tokens(x, bits, clip_ratio)
+    mean_square = x.to(tokens.scale.dtype).square().mean(-1, keepdim=True)
+    return QuantizedTokens(tokens.codes, tokens.scale * torch.rsqrt(mean_square + eps), tokens.dtype)
 
 
 def quantize_weight(weight: Tensor, bits: int, *, group_size: int | None = None, smallest_clip_ratio: float = 1.0,

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from sqap_vla_ros.quantization.integer import (
     FLOAT_BITS,
     QuantizedTokens,
-    constant,
     pack,
+    quantize_normalized,
     quantize_tokens,
     quantize_weight,
     unpack,
 )
 from sqap_vla_ros.quantization.kernels.engine import Engine
+from sqap_vla_ros.quantization.sums import IntegerSums
 
 
 class QuantLinear(nn.Module):
@@ -102,12 +103,12 @@ class QuantLinear(nn.Module):
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
         codes = tokens.codes.reshape(-1, self.in_features)
         if self.group_size is None:
-            out = _scale_sums(self.engine.int_matmul(codes, self.prepared), tokens, self.weight_scale.view(-1))
-        else:
-            out = self._sum_groups(codes, tokens.scale.dtype).view(*tokens.shape[:-1], -1).mul_(tokens.scale)
+            sums = self.engine.int_matmul(codes, self.prepared)
+            return IntegerSums(sums, tokens, self.weight_scale.view(-1)).scaled(self.bias)
+        out = self._sum_groups(codes, tokens.scale.dtype).view(*tokens.shape[:-1], -1).mul_(tokens.scale)
         if self.bias is not None:
             out += self.bias
-        return out if out.dtype == tokens.dtype else out.to(tokens.dtype)
+        return out.to(tokens.dtype)
 
     def _sum_groups(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         # Always from the first group to the last, so that engines agree to the bit.
@@ -165,10 +166,13 @@ class Siblings:
         self._own: tuple[Tensor, ...] = ()
         self._joined: tuple[Tensor, Tensor] | None = None
 
-    def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens) -> Tensor | None:
-        """(..., K) to all outputs side by side, (..., sum of N); None when they cannot be multiplied as one.
+    def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens, first: int = 0,
+                 end: int | None = None) -> IntegerSums | None:
+        """(..., K) to outputs side by side, (..., sum of N); None when the linears cannot be multiplied as one.
 
         :param linears: the same at every call
+        :param first: of those that are wanted
+        :param end: behind the last of those; None is behind all
         """
         alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
         if len(alike) < len(linears):
@@ -179,11 +183,12 @@ class Siblings:
             self._join_(alike)
         if self._joined is None:
             return None
-        first, (weight, scale) = alike[0], self._joined
-        tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, first.act_bits, first.act_clip_ratio)
-        codes = tokens.codes.reshape(-1, first.in_features)
-        out = _scale_sums(first.engine.int_matmul(codes, weight), tokens, scale)
-        return out if out.dtype == tokens.dtype else out.to(tokens.dtype)
+        one, (weight, scale) = alike[0], self._joined
+        tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, one.act_bits, one.act_clip_ratio)
+        codes = tokens.codes.reshape(-1, one.in_features)
+        begin = sum(linear.out_features for linear in alike[:first])
+        rows = slice(begin, begin + sum(linear.out_features for linear in alike[first:end]))
+        return IntegerSums(one.engine.int_matmul(codes, weight[rows]), tokens, scale[rows])
 
     def _join_(self, linears: Sequence[QuantLinear]) -> None:
         first, self._joined = linears[0], None
@@ -203,17 +208,8 @@ def _own_tensors(linears: Sequence[QuantLinear]) -> tuple[Tensor, ...]:
     return tuple(tensor for linear in linears for tensor in (linear.prepared, linear.weight_scale))
 
 
-def _scale_sums(sums: Tensor, tokens: QuantizedTokens, weight_scale: Tensor) -> Tensor:
-    # (M, N) int32, (..., 1) and (N,) to (..., N). Sums become floats where they are: what fits the cache stays in it.
-    wide = tokens.scale.dtype
-    out = sums.view(torch.float32).copy_(sums) if wide == torch.float32 else sums.to(wide)
-    return out.view(*tokens.shape[:-1], -1).mul_(tokens.scale).mul_(weight_scale)
-
-
 class QuantRMSNorm(nn.Module):
     """RMSNorm without gain whose output is rounded tokens, for layers that all round alike.
-
-    Rounding with a token's own scale does not see the norm's division, so only the scale is divided.
 
     :param eps: of the norm
     :param bits: 4 or 8
@@ -226,12 +222,7 @@ class QuantRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> QuantizedTokens:
         """(..., C) to as many tokens."""
-        tokens = quantize_tokens(x, self.bits, self.clip_ratio)
-        wide = x if x.dtype == tokens.scale.dtype else x.to(tokens.scale.dtype)
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        eps = constant(self.eps, norm.dtype, norm.device)
-        inverse = torch.addcmul(eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt()
-        return QuantizedTokens(tokens.codes, tokens.scale * inverse, tokens.dtype)
+        return quantize_normalized(x, self.bits, self.clip_ratio, self.eps)
 
     def extra_repr(self) -> str:
         """For ``print``."""

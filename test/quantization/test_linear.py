@@ -180,9 +180,11 @@ def test_siblings_give_to_the_bit_what_each_gives(engine: str, dtype: torch.dtyp
     expected = torch.cat([linear(given) for linear in linears], dim=-1)
     siblings = Siblings()
     for _ in range(2):
-        out = siblings.multiply(linears, given)
+        out = siblings.multiply(linears, given).scaled()
         assert out.dtype == dtype and torch.equal(out, expected)
     assert torch.equal(torch.cat([linear(given) for linear in linears], dim=-1), expected)
+    assert torch.equal(siblings.multiply(linears, given, 1).scaled(), expected[..., 64:])
+    assert torch.equal(siblings.multiply(linears, given, end=1).scaled(), expected[..., :64])
 
 
 def test_siblings_hold_their_weight_once() -> None:
@@ -195,17 +197,17 @@ def test_siblings_hold_their_weight_once() -> None:
 
 def test_siblings_notice_another_weight() -> None:
     linears, siblings, x = build_siblings(), Siblings(), torch.randn(1, 3, 128)
-    before = siblings.multiply(linears, x)
+    before = siblings.multiply(linears, x).scaled()
     other = QuantLinear.from_linear(nn.Linear(128, 24, bias=False), weight_bits=4, act_bits=4, act_clip_ratio=0.9,
                                     engine=get_engine("cpu"))
     linears[1].load_state_dict(other.state_dict())
-    after = siblings.multiply(linears, x)
+    after = siblings.multiply(linears, x).scaled()
     assert torch.equal(after, torch.cat([linear(x) for linear in linears], dim=-1)) and not torch.equal(after, before)
     copied_linears, copied = copy.deepcopy((linears, siblings))
     copied_linears[0].load_state_dict(QuantLinear.from_linear(
         nn.Linear(128, 64, bias=False), weight_bits=4, act_bits=4, engine=get_engine("cpu")).state_dict())
-    assert not torch.equal(copied.multiply(copied_linears, x), after)
-    assert torch.equal(siblings.multiply(linears, x), after)
+    assert not torch.equal(copied.multiply(copied_linears, x).scaled(), after)
+    assert torch.equal(siblings.multiply(linears, x).scaled(), after)
 
 
 @pytest.mark.parametrize("linears", [

@@ -1,0 +1,138 @@
+"""What one pass over rows gives is what torch's operations give."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sqap_vla_ros.models.llama import RMSNorm, apply_rope, rope_tables
+from sqap_vla_ros.quantization import fused_rows
+from sqap_vla_ros.quantization.integer import QuantizedTokens, quantize_normalized, quantize_tokens
+from sqap_vla_ros.quantization.sums import IntegerSums
+
+SHAPES = [(1,), (5,), (3, 1), (1, 7, 33), (2, 3, 256), (112, 768)]
+
+
+@pytest.fixture
+def unfused(monkeypatch):
+    """Nothing is fused, as on another device."""
+    def turn_off():
+        monkeypatch.setattr(fused_rows, "is_fused_for", lambda x: False)
+    return turn_off
+
+
+def make_sums(tokens: int = 9, columns: int = 48, dtype: torch.dtype = torch.float32) -> IntegerSums:
+    torch.manual_seed(3)
+    rounded = quantize_tokens(torch.randn(1, tokens, 16, dtype=dtype), 4)
+    return IntegerSums(torch.randint(-9000, 9000, (tokens, columns), dtype=torch.int32), rounded,
+                       torch.rand(columns) * 1e-2)
+
+
+def copy_of(sums: IntegerSums) -> IntegerSums:
+    return IntegerSums(sums.sums.clone(), sums.tokens, sums.weight_scale)
+
+
+def test_it_takes_what_is_float32_on_the_cpu_and_needs_no_gradient() -> None:
+    x = torch.randn(3, 4)
+    assert fused_rows.is_fused_for(x)
+    assert not any(fused_rows.is_fused_for(other) for other in (
+        x.double(), x.bfloat16(), x.to("meta"), x.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("bits", "clip_ratio"), [(4, 1.0), (4, 0.9), (8, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_are_rounded_alike(shape, bits, clip_ratio, dtype, unfused) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape) * 10 ** torch.randn(*shape[:-1], 1)).to(dtype)
+    fused = quantize_tokens(x, bits, clip_ratio), quantize_normalized(x, bits, clip_ratio, 1e-6)
+    unfused()
+    plain = quantize_tokens(x, bits, clip_ratio), quantize_normalized(x, bits, clip_ratio, 1e-6)
+    for found, expected in zip(fused, plain, strict=True):
+        # torch's reciprocal is a bit off now and then, so that a value halfway between two codes may go to the other.
+        differs = found.codes != expected.codes
+        assert found.codes.shape == shape and (found.codes - expected.codes).abs().max() <= 1
+        assert differs.float().mean() < 1e-3 and (dtype == torch.bfloat16 or not differs.any())
+        assert (found.dtype, found.scale.shape) == (dtype, expected.scale.shape)
+        torch.testing.assert_close(found.scale, expected.scale, rtol=2e-6, atol=0.0)
+    assert torch.equal(fused[0].scale, plain[0].scale)
+
+
+def test_halves_go_to_the_even_code_and_zeros_stay() -> None:
+    x = torch.tensor([[7.0, 0.5, 1.5, -2.5, -0.5], [0.0] * 5])
+    assert quantize_tokens(x, 4).codes.tolist() == [[7, 0, 2, -2, 0], [0] * 5]
+    assert torch.isfinite(quantize_normalized(x, 4, 1.0, 1e-6).scale).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_leaves_a_scale_that_is_not(value) -> None:
+    x = torch.randn(2, 40)
+    x[1, 17] = value
+    for tokens in (quantize_tokens(x, 4, 0.9), quantize_normalized(x, 4, 0.9, 1e-6)):
+        assert torch.isfinite(tokens.dequantize()[0]).all() and not torch.isfinite(tokens.scale[1])
+
+
+def test_rows_that_do_not_lie_side_by_side_are_read_right() -> None:
+    x = torch.randn(2, 6, 4, 8).transpose(1, 2)
+    found, expected = quantize_tokens(x, 8), quantize_tokens(x.contiguous(), 8)
+    assert torch.equal(found.codes, expected.codes) and torch.equal(found.scale, expected.scale)
+
+
+def test_quantized_norm_is_rounding_behind_the_norm() -> None:
+    x = torch.randn(5, 96)
+    found, expected = quantize_normalized(x, 8, 1.0, 1e-6), quantize_tokens(RMSNorm(96, 1e-6)(x), 8)
+    # A value halfway between two codes may go either way where the norm is divided by first.
+    assert (found.codes - expected.codes).abs().max() <= 1 and (found.codes != expected.codes).float().mean() < 0.02
+    torch.testing.assert_close(found.scale, expected.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [None, torch.arange(48.0)])
+def test_sums_are_scaled(dtype, bias) -> None:
+    sums = make_sums(dtype=dtype)
+    wide = sums.tokens.scale.double()
+    expected = sums.sums[None].double() * wide * sums.weight_scale.double() + (0.0 if bias is None else bias.double())
+    found = sums.scaled(bias)
+    assert found.dtype == dtype and found.shape == (1, 9, 48)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("turned", [0, 2, 6])
+def test_heads_are_turned_as_the_rotary_embedding_turns_them(turned) -> None:
+    sums = make_sums()
+    rope = rope_tables(torch.arange(9)[None] * 5, 8, 10000.0, torch.float32)
+    heads = copy_of(sums).scaled().view(1, 9, 6, 8).transpose(1, 2)
+    expected = torch.cat((apply_rope(heads[:, :turned], *rope), heads[:, turned:]), dim=1)
+    found = sums.turned(*rope.flatten(), turned)
+    assert found is not None
+    torch.testing.assert_close(found.view(1, 9, 6, 8).transpose(1, 2), expected)
+
+
+def test_what_cannot_be_turned_in_one_pass_says_so_and_can_be_scaled_still() -> None:
+    sums = make_sums(dtype=torch.float64)
+    table = torch.ones(9, 8, dtype=torch.float64)
+    assert sums.turned(table, table, 2) is None
+    assert sums.scaled().shape == (1, 9, 48)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gated_sums_are_swiglu(dtype) -> None:
+    sums = make_sums(dtype=dtype)
+    wide = sums.sums[None] * sums.tokens.scale.double() * sums.weight_scale.double()
+    gate, up = wide.chunk(2, dim=-1)
+    found = sums.gated()
+    assert found.dtype == dtype and found.shape == (1, 9, 24)
+    torch.testing.assert_close(found.double(), F.silu(gate) * up,
+                               rtol=1e-1 if dtype == torch.bfloat16 else 2e-6, atol=1e-6)
+
+
+def test_gate_holds_over_the_whole_range_of_floats() -> None:
+    def gate(values: Tensor) -> Tensor:
+        # Sums of 1 and a weight scale of 1 for up: what is left is silu of the token scale.
+        tokens = QuantizedTokens(torch.zeros(len(values), 1, dtype=torch.int8), values[:, None], torch.float32)
+        sums = torch.tensor([[1, 1]], dtype=torch.int32).expand(len(values), 2).contiguous()
+        return IntegerSums(sums, tokens, torch.ones(2)).gated()[:, 0] / values
+    values = torch.cat((torch.linspace(-80, 80, 4001), torch.tensor([-1e4, -1e-20, 1e-20, 3e4])))
+    values = values[values != 0.0]
+    torch.testing.assert_close(gate(values), F.silu(values.double()).float(), rtol=1e-5, atol=1e-30)
+    assert torch.isnan(gate(torch.tensor([float("nan")]))).all()
