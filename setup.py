@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 NAME = "sqap_vla_ros"
 
@@ -26,6 +26,9 @@ setup(
     maintainer_email="maintainers@sqap-vla.invalid",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: files_under("assets")},
+    # Not a Python module but a library that ctypes opens; as an extension it is compiled by whatever installs this.
+    ext_modules=[Extension(f"{NAME}._fused_rows", [f"{NAME}/_fused_rows.c"],
+                           extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"])],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         shared("", "package.xml"),

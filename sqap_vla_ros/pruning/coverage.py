@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sqap_vla_ros.fused_rows import pick_farthest_
 
 # Steps of a cosine distance of 1: the most that leaves float32 room for a preference among 256 tokens.
 FEATURE_STEPS = 2**14
@@ -56,7 +57,7 @@ class TokenDistances:
 
 def fill_on_host(seeds: Tensor, robot_priority: Tensor, preference: Tensor, distances: TokenDistances,
                  count: int) -> Tensor:
-    """Choose robot tokens, then farthest points, one by one in NumPy, whose calls cost least.
+    """Choose robot tokens, then farthest points, one by one on the CPU.
 
     The farthest point is the token whose nearest kept token is farthest (Gonzalez, Theor. Comput. Sci. 38, 1985).
 
@@ -67,16 +68,11 @@ def fill_on_host(seeds: Tensor, robot_priority: Tensor, preference: Tensor, dist
     :param count: how many to choose, at most N - A
     :return: (count,) int64, in the order chosen
     """
-    table = _table(distances, preference).numpy()
-    priority = robot_priority.numpy()
-    robots = np.argsort(-priority, kind="stable")[:min(count, np.count_nonzero(priority))]
-    kept = np.concatenate((seeds.numpy(), robots))
-    nearest = table[kept].min(axis=0) if len(kept) else (distances.to_nothing + preference).numpy()
-    farthest = np.empty(count - len(robots), dtype=np.int64)
-    for index in range(len(farthest)):
-        farthest[index] = pick = nearest.argmax()
-        np.minimum(nearest, table[pick], nearest)
-    return torch.from_numpy(np.concatenate((robots, farthest)))
+    table = _table(distances, preference)
+    robots = robot_priority.sort(descending=True, stable=True).indices[:min(count, int(robot_priority.count_nonzero()))]
+    kept = torch.cat((seeds, robots))
+    nearest = table.index_select(0, kept).amin(0) if len(kept) else distances.to_nothing + preference
+    return torch.cat((robots, pick_farthest_(nearest, table, count - len(robots))))
 
 
 def fill_in_fixed_shape(seeds: Tensor, robot_priority: Tensor, preference: Tensor, distances: TokenDistances,

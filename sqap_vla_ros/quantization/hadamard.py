@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sqap_vla_ros import fused_rows
 from sqap_vla_ros.errors import ConfigError
 
 # Smallest constructed order for each odd part of a size.
@@ -86,6 +87,8 @@ class HadamardRotation(nn.Module):
 
     left: Tensor | None
     right: Tensor
+    signs: Tensor
+    base: Tensor
 
     def __init__(self, size: int, seed: int, *, block: int | None = None, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu") -> None:
@@ -94,16 +97,26 @@ class HadamardRotation(nn.Module):
             raise ConfigError(f"a rotation of size {size} cannot be cut in blocks of {block}; take a divisor of {size}")
         self.size, self.seed, self.block = size, seed, block
         generator = torch.Generator().manual_seed(seed)
-        left, right = (_orthonormal(order, generator).to(device, dtype) for order in split_size(block or size))
+        orders = split_size(block or size)
+        signs = [_draw_signs(order, generator) for order in orders]
+        left, right = ((hadamard_matrix(order) * sign[:, None]).to(device, dtype)
+                       for order, sign in zip(orders, signs, strict=True))
         # Not in the state: size, seed and block give them back.
         self.register_buffer("left", left.T.contiguous() if left.shape[0] > 1 else None, persistent=False)
         self.register_buffer("right", right, persistent=False)
+        # The same as signs and a small matrix between powers of two, for the compiled form.
+        base = _BASE_OF_ODD_PART[_odd_part(left.shape[0])]
+        self.register_buffer("signs", torch.kron(*signs).to(device, dtype), persistent=False)
+        self.register_buffer("base", hadamard_matrix(base).to(device, dtype), persistent=False)
+        self._is_fusible = _odd_part(right.shape[0]) == 1 and right.shape[0] % fused_rows.LANES == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate.
 
         :param x: (..., size)
         """
+        if self._is_fusible and fused_rows.is_fused_for(x) and self.signs.dtype == torch.float32:
+            return fused_rows.rotate(x, self.signs, self.base, self.right.shape[0])
         rows = x.reshape(-1, self.right.shape[0]) @ self.right
         if self.left is not None:
             squares = rows.view(-1, self.left.shape[0], self.right.shape[0])
@@ -115,11 +128,11 @@ class HadamardRotation(nn.Module):
         return f"size={self.size}, seed={self.seed}, block={self.block}"
 
 
-def _orthonormal(order: int, generator: torch.Generator) -> Tensor:
+def _draw_signs(order: int, generator: torch.Generator) -> Tensor:
+    # With the factor that makes the Hadamard matrix orthonormal.
     if order == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    signs = torch.randint(0, 2, (order, 1), generator=generator, dtype=torch.float64) * 2 - 1
-    return hadamard_matrix(order).double() * signs / order**0.5
+        return torch.ones(1, dtype=torch.float64)
+    return (torch.randint(0, 2, (order,), generator=generator, dtype=torch.float64) * 2 - 1) / order**0.5
 
 
 def _odd_part(size: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqap_vla_ros.quantization import fused_rows
+from sqap_vla_ros import fused_rows
 
 # Some tokens of each sequence of a batch: (B, R) int64 indices, ascending, or how many of the last.
 Rows = Tensor | int

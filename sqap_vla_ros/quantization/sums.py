@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from sqap_vla_ros.quantization import fused_rows
+from sqap_vla_ros import fused_rows
 from sqap_vla_ros.quantization.integer import QuantizedTokens
 
 

@@ -52,7 +52,7 @@ def test_rotation_is_one_orthonormal_matrix_of_signs(size: int) -> None:
 
 def test_openvla_width_is_rotated_by_two_thin_factors() -> None:
     rotation = HadamardRotation(11008, 0, dtype=torch.float64)
-    assert sum(buffer.numel() for buffer in rotation.buffers()) == 172**2 + 64**2
+    assert sum(buffer.numel() for buffer in rotation.buffers()) == 172**2 + 64**2 + 11008 + 172**2
     x = torch.randn(2, 11008, dtype=torch.float64)
     y = rotation(x)
     assert torch.allclose(y @ y.T, x @ x.T, rtol=1e-12)

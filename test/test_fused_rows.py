@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sqap_vla_ros import fused_rows
 from sqap_vla_ros.models.llama import RMSNorm, apply_rope, rope_tables
-from sqap_vla_ros.quantization import fused_rows
+from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.integer import QuantizedTokens, quantize_normalized, quantize_tokens
 from sqap_vla_ros.quantization.sums import IntegerSums
 
@@ -136,3 +137,34 @@ def test_gate_holds_over_the_whole_range_of_floats() -> None:
     values = values[values != 0.0]
     torch.testing.assert_close(gate(values), F.silu(values.double()).float(), rtol=1e-5, atol=1e-30)
     assert torch.isnan(gate(torch.tensor([float("nan")]))).all()
+
+
+@pytest.mark.parametrize(("size", "block"), [(768, None), (256, None), (4096, None), (11008, None), (96, 32), (64, 16),
+                                             (1152, None), (64, None), (96, None)])
+def test_rotation_is_that_of_its_factors(size, block, unfused) -> None:
+    torch.manual_seed(0)
+    rotation, x = HadamardRotation(size, 7, block=block), torch.randn(2, 3, size)
+    found = rotation(x)
+    unfused()
+    torch.testing.assert_close(found, rotation(x), rtol=1e-5, atol=1e-5)
+    wide = HadamardRotation(size, 7, block=block, dtype=torch.float64)(x.double())
+    torch.testing.assert_close(found.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+def test_rotation_reads_rows_that_do_not_lie_side_by_side() -> None:
+    rotation, x = HadamardRotation(64, 1), torch.randn(2, 6, 4, 64).transpose(1, 2)
+    assert torch.equal(rotation(x), rotation(x.contiguous())) and rotation(x).is_contiguous()
+
+
+def test_farthest_points_are_taken_one_by_one() -> None:
+    torch.manual_seed(0)
+    between = torch.randint(0, 50, (40, 40)).float()
+    table = (between + between.T + torch.rand(40)).fill_diagonal_(-1.0)
+    nearest, expected, left = table[3].clone(), [], table[3].clone()
+    for _ in range(12):
+        expected.append(int(left.argmax()))
+        left = torch.minimum(left, table[expected[-1]])
+    assert fused_rows.pick_farthest_(nearest, table, 12).tolist() == expected and torch.equal(nearest, left)
+    assert fused_rows.pick_farthest_(nearest, table, 0).tolist() == []
+    strange = torch.full((5,), float("nan"))
+    assert all(0 <= index < 5 for index in fused_rows.pick_farthest_(strange, torch.ones(5, 5), 3).tolist())

@@ -1,0 +1,155 @@
+"""What happens to the rows of a matrix between two integer products, each in one pass, in C.
+
+In torch's own operations the same takes three to ten passes through memory and as many calls, and on a CPU that is what
+is left once the products are integers. The results are those of the torch operations beside which these are called, but
+for the last bit of a float. All take float32 on the CPU of which nobody wants a gradient; :func:`is_fused_for` tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LANES = 16
+_POINTER, _LENGTH, _NUMBER = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
+_SIGNATURES = {
+    "round_rows": [_POINTER] * 3 + [_LENGTH] * 2 + [_NUMBER] * 3,
+    "round_normalized_rows": [_POINTER] * 3 + [_LENGTH] * 2 + [_NUMBER] * 4,
+    "scale_rows": [_POINTER] * 4 + [_LENGTH] * 2,
+    "scale_and_turn_rows": [_POINTER] * 6 + [_LENGTH] * 4,
+    "gate_rows": [_POINTER] * 4 + [_LENGTH] * 2,
+    "rotate_rows": [_POINTER] * 5 + [_LENGTH] * 4,
+    "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
+}
+
+
+def _load() -> ctypes.CDLL:
+    folder = Path(__file__).parent
+    for suffix in EXTENSION_SUFFIXES:
+        path = folder / f"_fused_rows{suffix}"
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            for name, arguments in _SIGNATURES.items():
+                function = getattr(library, name)
+                function.argtypes, function.restype = arguments, None
+            return library
+    raise ImportError(f"_fused_rows.c in {folder} is not compiled; install the package with `make`, pip or colcon, "
+                      "each of which does that with a C compiler")
+
+
+_LIBRARY = _load()
+
+
+def is_fused_for(x: Tensor) -> bool:
+    """Whether the functions here take it: float32 on the CPU, of which nobody wants a gradient."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad
+
+
+def round_tokens(x: Tensor, largest: int, clip_ratio: float, smallest_scale: float) -> tuple[Tensor, Tensor]:
+    """Round each row with a scale of its own; see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`.
+
+    :param x: (..., K)
+    :param largest: code
+    :return: codes (..., K) int8 and scales (..., 1)
+    """
+    x, codes, scale = _prepare(x)
+    _LIBRARY.round_rows(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), scale.numel(), x.shape[-1], largest,
+                        clip_ratio / largest, smallest_scale)
+    return codes, scale
+
+
+def round_normalized(x: Tensor, eps: float, largest: int, clip_ratio: float,
+                     smallest_scale: float) -> tuple[Tensor, Tensor]:
+    """The same of each row over its root mean square.
+
+    :param x: (..., K)
+    :param eps: added to the mean square
+    :param largest: code
+    """
+    x, codes, scale = _prepare(x)
+    _LIBRARY.round_normalized_rows(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), scale.numel(), x.shape[-1],
+                                   largest, clip_ratio / largest, smallest_scale, eps)
+    return codes, scale
+
+
+def scale_sums_(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """Turn the sums of an integer product into floats, where they are.
+
+    :param sums: (M, N) int32, not to be used any more
+    :param token_scale: of its rows, M numbers
+    :param weight_scale: (N,), of its columns
+    :return: (M, N) in the memory of ``sums``
+    """
+    out = sums.view(torch.float32)
+    _LIBRARY.scale_rows(sums.data_ptr(), _dense(token_scale).data_ptr(), weight_scale.data_ptr(), out.data_ptr(),
+                        *sums.shape)
+    return out
+
+
+def scale_and_turn_(sums: Tensor, token_scale: Tensor, weight_scale: Tensor, cos: Tensor, sin: Tensor,
+                    turned: int) -> Tensor:
+    """As :func:`scale_sums_`, with the rotary embedding of some heads.
+
+    :param sums: (M, N) int32, not to be used any more; N is a whole number of heads
+    :param cos: (M, D) for one head; the same for all
+    :param sin: (M, D), its first half negative
+    :param turned: how many of the heads, the first ones, are turned
+    :return: (M, N) in the memory of ``sums``
+    """
+    out = sums.view(torch.float32)
+    cos, sin, token_scale = _dense(cos), _dense(sin), _dense(token_scale)
+    _LIBRARY.scale_and_turn_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), cos.data_ptr(),
+                                 sin.data_ptr(), out.data_ptr(), *sums.shape, cos.shape[1], turned)
+    return out
+
+
+def gate_sums(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """SwiGLU of a product's sums: silu of the first half of each row, times the second.
+
+    :param sums: (M, 2 I) int32
+    :param token_scale: of its rows, M numbers
+    :param weight_scale: (2 I,), of its columns
+    :return: (M, I) float32
+    """
+    out = torch.empty(sums.shape[0], sums.shape[1] // 2)
+    _LIBRARY.gate_rows(sums.data_ptr(), _dense(token_scale).data_ptr(), weight_scale.data_ptr(), out.data_ptr(),
+                       *out.shape)
+    return out
+
+
+def rotate(x: Tensor, signs: Tensor, base: Tensor, right: int) -> Tensor:
+    """(x with signs) (H (x) base (x) H) in blocks, H the Hadamard matrices of powers of two.
+
+    :param x: (..., a whole number of blocks)
+    :param signs: (n,), n the size of a block, with the factor that makes the rotation orthonormal
+    :param base: (b, b)
+    :param right: order of the last of the three, a multiple of ``LANES``; n is a power of two times b times it
+    """
+    x, out, other = _dense(x), torch.empty(x.shape), torch.empty_like(signs)
+    _LIBRARY.rotate_rows(x.data_ptr(), signs.data_ptr(), base.data_ptr(), out.data_ptr(), other.data_ptr(),
+                         x.numel() // signs.numel(), signs.numel(), base.shape[0], right)
+    return out
+
+
+def pick_farthest_(nearest: Tensor, table: Tensor, count: int) -> Tensor:
+    """Take the token that is farthest from all that is kept, again and again.
+
+    :param nearest: (N,) distance of each token to the nearest kept one; changed
+    :param table: (N, N) distances between tokens
+    :return: (count,) int64 in the order taken, ties to the lower index
+    """
+    table, picks = _dense(table), torch.empty(count, dtype=torch.int64)
+    _LIBRARY.pick_farthest(nearest.data_ptr(), table.data_ptr(), picks.data_ptr(), nearest.numel(), count)
+    return picks
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _dense(x), torch.empty(x.shape, dtype=torch.int8), torch.empty(*x.shape[:-1], 1)
