@@ -58,11 +58,11 @@ class PruneKnobs:
                      choices=("none", "sqap", "sqap-no-attention", "sqap-no-robot", "sqap-no-coverage", "fastv",
                               "coverage", "efficientvla", "random"))
     pruned_ratio: float = knob(0.4, "Share of the visual tokens dropped, 0 to 1.", minimum=0.0, maximum=0.95)
-    layer: int = knob(2, "Decoder layer (from 0) in which tokens leave, once its attention is known.", minimum=0,
+    layer: int = knob(1, "Decoder layer (from 0) in which tokens leave, once its attention is known.", minimum=0,
                       maximum=255)
     attention_ratio: float = knob(0.1, "Share of the kept tokens chosen by attention in the sqap rules, 0 to 1.",
                                   minimum=0.0, maximum=1.0)
-    coverage_space: str = knob("patch", "What coverage calls far: 'patch' is the distance in the picture, 'feature' "
+    coverage_space: str = knob("feature", "What coverage calls far: 'patch' is the distance in the picture, 'feature' "
                                "that of the hidden states.", choices=("patch", "feature"))
     seed: int = knob(0, "Seed of the rule 'random', and of ties where a rule must not see attention.", minimum=0,
                      maximum=999_999)
