@@ -107,36 +107,49 @@ FUSED void scale_and_turn_rows(const int32_t *sums, const float *token_scale, co
     }
 }
 
-/* exp(x) = 2^whole x 2^part; within 1e-7 of itself, x cut to where that is a normal number. */
-INLINE float exponential(float x) {
-    float power = x * 1.4426950408889634f;
-    power = power > 126.0f ? 126.0f : power;
-    power = power < -126.0f ? -126.0f : power;
-    const float magic = 12582912.0f, shifted = power + magic, part = power - (shifted - magic);
-    float value = 1.535336188319500e-4f;
-    value = value * part + 1.339887440266574e-3f;
-    value = value * part + 9.618437357674640e-3f;
-    value = value * part + 5.550332471162809e-2f;
-    value = value * part + 2.402264791363012e-1f;
-    value = value * part + 6.931472028550421e-1f;
-    value = value * part + 1.0f;
-    int32_t whole;
-    memcpy(&whole, &shifted, sizeof whole);
-    whole = (int32_t)((uint32_t)(whole - 0x4b400000 + 127) << 23);
-    float scale;
-    memcpy(&scale, &whole, sizeof scale);
-    return value * scale;
-}
+/* x = condition ? other : x, lane by lane. */
+#define SELECT(x, condition, other) x = (Floats)(((Ints)(x) & ~(condition)) | ((Ints)(other) & (condition)))
+
+/* x = exp(x) = 2^whole x 2^part, to within 1e-7 of itself; x is cut to where that is a normal number. Added and taken
+ * away, 1.5 x 2^23 rounds to the nearest whole number, which then stands in the last bits. */
+#define EXPONENTIAL(x)                                                                                                \
+    do {                                                                                                              \
+        const float magic = 12582912.0f;                                                                              \
+        Floats power = (x) * 1.4426950408889634f;                                                                     \
+        SELECT(power, power > 126.0f, (Floats){0} + 126.0f);                                                          \
+        SELECT(power, power < -126.0f, (Floats){0} - 126.0f);                                                         \
+        const Floats shifted = power + magic, part = power - (shifted - magic);                                       \
+        Floats value = {0};                                                                                           \
+        value += 1.535336188319500e-4f;                                                                               \
+        value = value * part + 1.339887440266574e-3f;                                                                 \
+        value = value * part + 9.618437357674640e-3f;                                                                 \
+        value = value * part + 5.550332471162809e-2f;                                                                 \
+        value = value * part + 2.402264791363012e-1f;                                                                 \
+        value = value * part + 6.931472028550421e-1f;                                                                 \
+        value = value * part + 1.0f;                                                                                  \
+        (x) = value * (Floats)(((Ints)shifted - (0x4b400000 - 127)) << 23);                                           \
+    } while (0)
 
 FUSED void gate_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out,
                      ptrdiff_t rows, ptrdiff_t width) {
     for (ptrdiff_t m = 0; m < rows; m++) {
         const int32_t *gates = sums + 2 * m * width, *ups = gates + width;
         const float token = token_scale[m];
-        for (ptrdiff_t n = 0; n < width; n++) {
-            const float gate = (float)gates[n] * token * weight_scale[n];
-            const float up = (float)ups[n] * token * weight_scale[width + n];
-            out[m * width + n] = gate / (1.0f + exponential(-gate)) * up;
+        for (ptrdiff_t first = 0; first < width; first += LANES) {
+            /* The last numbers of a row may be fewer than the lanes. */
+            const ptrdiff_t count = width - first < LANES ? width - first : LANES;
+            float gate[LANES] = {0}, up[LANES] = {0};
+            for (ptrdiff_t n = 0; n < count; n++) {
+                gate[n] = (float)gates[first + n] * token * weight_scale[first + n];
+                up[n] = (float)ups[first + n] * token * weight_scale[width + first + n];
+            }
+            Floats x, y, other;
+            load(&x, gate);
+            load(&y, up);
+            other = -x;
+            EXPONENTIAL(other);
+            x = x / (1.0f + other) * y;
+            memcpy(out + m * width + first, &x, count * sizeof(float));
         }
     }
 }
@@ -217,5 +230,112 @@ FUSED void pick_farthest(float *nearest, const float *table, int64_t *picks, ptr
         picks[pick] = found;
         const float *row = table + found * n;
         for (ptrdiff_t i = 0; i < n; i++) nearest[i] = row[i] < nearest[i] ? row[i] : nearest[i];
+    }
+}
+
+/* One head of some rows: row i begins at rows + i x step. */
+typedef struct {
+    const float *rows;
+    ptrdiff_t step;
+} Head;
+
+/* scores[key][lane] = k[key] . q[lane] for ``count`` keys; q holds (size, LANES). */
+#define SCORE_KEYS(count, first)                                                                                      \
+    do {                                                                                                              \
+        Floats sums[count] = {{0}};                                                                                   \
+        for (ptrdiff_t d = 0; d < size; d++) {                                                                        \
+            Floats lanes;                                                                                             \
+            load(&lanes, q + d * LANES);                                                                              \
+            _Pragma("GCC unroll 12") for (int j = 0; j < (count); j++)                                                \
+                sums[j] += k.rows[((first) + j) * k.step + d] * lanes;                                                \
+        }                                                                                                             \
+        memcpy(scores + (first) * LANES, sums, sizeof sums);                                                          \
+    } while (0)
+
+/* out[lane][from to from + vectors x LANES] = sum over keys of weights[key][lane] v[key], for four lanes. */
+#define MIX_VALUES(vectors)                                                                                           \
+    do {                                                                                                              \
+        Floats sums[4][vectors] = {{{0}}};                                                                            \
+        for (ptrdiff_t key = 0; key < keys; key++) {                                                                  \
+            const float *value = v.rows + key * v.step + from, *weight = weights + key * LANES + lane;                \
+            _Pragma("GCC unroll 4") for (int j = 0; j < (vectors); j++) {                                             \
+                Floats part;                                                                                          \
+                load(&part, value + j * LANES);                                                                       \
+                _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) sums[i][j] += weight[i] * part;                   \
+            }                                                                                                         \
+        }                                                                                                             \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                                           \
+            _Pragma("GCC unroll 4") for (int j = 0; j < (vectors); j++) {                                             \
+                const Floats mixed = sums[i][j] * inverse[lane + i];                                                  \
+                if (lane + i < lanes) memcpy(out + (lane + i) * out_step + from + j * LANES, &mixed, sizeof mixed);   \
+            }                                                                                                         \
+    } while (0)
+
+INLINE void score(const float *q, Head k, float *scores, ptrdiff_t keys, ptrdiff_t size) {
+    ptrdiff_t key = 0;
+    for (; key + 12 <= keys; key += 12) SCORE_KEYS(12, key);
+    for (; key < keys; key++) SCORE_KEYS(1, key);
+}
+
+/* Softmax of each lane over the keys up to its last one, but for the division by the sum, of which inverse is told. */
+INLINE void weigh(float *scores, const int32_t *last, float *inverse, ptrdiff_t keys, float scale) {
+    Ints ends;
+    memcpy(&ends, last, sizeof ends);
+    Floats top = {0}, sum = {0};
+    top -= INFINITY;
+    for (ptrdiff_t key = 0; key < keys; key++) {
+        Floats x;
+        load(&x, scores + key * LANES);
+        SELECT(x, (int32_t)key > ends, (Floats){0} - INFINITY);
+        memcpy(scores + key * LANES, &x, sizeof x);
+        SELECT(top, x > top, x);
+    }
+    for (ptrdiff_t key = 0; key < keys; key++) {
+        Floats x;
+        load(&x, scores + key * LANES);
+        x = (x - top) * scale;
+        EXPONENTIAL(x);
+        memcpy(scores + key * LANES, &x, sizeof x);
+        sum += x;
+    }
+    sum = 1.0f / sum;
+    memcpy(inverse, &sum, sizeof sum);
+}
+
+INLINE void mix(const float *weights, Head v, const float *inverse, float *out, ptrdiff_t out_step, ptrdiff_t keys,
+                ptrdiff_t size, ptrdiff_t lanes) {
+    for (ptrdiff_t lane = 0; lane < lanes; lane += 4) {
+        ptrdiff_t from = 0;
+        for (; from + 4 * LANES <= size; from += 4 * LANES) MIX_VALUES(4);
+        for (; from < size; from += LANES) MIX_VALUES(1);
+    }
+}
+
+/* Attention, LANES queries at a time. Query i sees the keys up to last[i], which rises with i; nothing is computed for
+ * keys that none of the LANES sees. ``group`` heads of q share one of k and v. out holds (queries, heads x size), size a
+ * multiple of LANES; scratch holds (size + keys) x LANES numbers. */
+FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head,
+                  ptrdiff_t k_step, const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last,
+                  float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size,
+                  float scale) {
+    float *turned = scratch, *scores = scratch + size * LANES;
+    for (ptrdiff_t first = 0; first < queries; first += LANES) {
+        const ptrdiff_t lanes = queries - first < LANES ? queries - first : LANES;
+        int32_t ends[LANES];
+        for (ptrdiff_t lane = 0; lane < LANES; lane++)
+            ends[lane] = (int32_t)last[first + (lane < lanes ? lane : lanes - 1)];
+        const ptrdiff_t keys = ends[LANES - 1] + 1;
+        for (ptrdiff_t head = 0; head < heads; head++) {
+            const Head key = {k + head / group * k_head, k_step};
+            const Head value = {v + head / group * v_head, v_step};
+            for (ptrdiff_t lane = 0; lane < LANES; lane++) {
+                const float *query = q + head * q_head + (first + (lane < lanes ? lane : lanes - 1)) * q_step;
+                for (ptrdiff_t d = 0; d < size; d++) turned[d * LANES + lane] = query[d];
+            }
+            float inverse[LANES];
+            score(turned, key, scores, keys, size);
+            weigh(scores, ends, inverse, keys, scale);
+            mix(scores, value, inverse, out + first * heads * size + head * size, heads * size, keys, size, lanes);
+        }
     }
 }

@@ -23,6 +23,7 @@ _SIGNATURES = {
     "scale_and_turn_rows": [_POINTER] * 6 + [_LENGTH] * 4,
     "gate_rows": [_POINTER] * 4 + [_LENGTH] * 2,
     "rotate_rows": [_POINTER] * 5 + [_LENGTH] * 4,
+    "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 3 + [_LENGTH] * 4 + [_NUMBER],
     "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
 }
 
@@ -132,6 +133,31 @@ def rotate(x: Tensor, signs: Tensor, base: Tensor, right: int) -> Tensor:
     x, out, other = _dense(x), torch.empty(x.shape), torch.empty_like(signs)
     _LIBRARY.rotate_rows(x.data_ptr(), signs.data_ptr(), base.data_ptr(), out.data_ptr(), other.data_ptr(),
                          x.numel() // signs.numel(), signs.numel(), base.shape[0], right)
+    return out
+
+
+def can_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether :func:`attend` takes them. On several threads torch's own attention is quicker."""
+    return (all(is_fused_for(x) and x.stride(-1) == 1 for x in (q, k, v)) and q.shape[-1] % LANES == 0
+            and torch.get_num_threads() == 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
+    """Attention in which each query sees the keys up to one of its own; no time is spent on those that it does not see.
+
+    :param q: (B, H, Q, D), D a multiple of ``LANES`` whose numbers lie side by side
+    :param k: (B, H / G, S, D); G heads of q share one
+    :param v: as k
+    :param last: (B, Q) int64, the last key that each query sees, rising
+    :return: (B, Q, H D)
+    """
+    batch, heads, queries, size = q.shape
+    out, scratch = torch.empty(batch, queries, heads * size), torch.empty((size + k.shape[2]) * LANES)
+    last = _dense(last)
+    for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
+        _LIBRARY.attend(one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2],
+                        one_v.data_ptr(), *one_v.stride()[:2], last[one].data_ptr(), out[one].data_ptr(),
+                        scratch.data_ptr(), heads, heads // k.shape[1], queries, size, size**-0.5)
     return out
 
 

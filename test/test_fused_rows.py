@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sqap_vla_ros import fused_rows
-from sqap_vla_ros.models.llama import RMSNorm, apply_rope, rope_tables
+from sqap_vla_ros.models.llama import RMSNorm
+from sqap_vla_ros.models.rope import apply_rope, rope_tables
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.integer import QuantizedTokens, quantize_normalized, quantize_tokens
 from sqap_vla_ros.quantization.sums import IntegerSums
@@ -168,3 +169,37 @@ def test_farthest_points_are_taken_one_by_one() -> None:
     assert fused_rows.pick_farthest_(nearest, table, 0).tolist() == []
     strange = torch.full((5,), float("nan"))
     assert all(0 <= index < 5 for index in fused_rows.pick_farthest_(strange, torch.ones(5, 5), 3).tolist())
+
+
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "size"), [(1, 4, 4, 64), (2, 6, 2, 80), (1, 1, 1, 16)])
+@pytest.mark.parametrize(("length", "rows"), [(1, 1), (5, 5), (67, 67), (67, 1), (90, 33)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_attention_is_that_of_the_keys_seen(batch, heads, kv_heads, size, length, rows, apart) -> None:
+    torch.manual_seed(0)
+    last = torch.stack([torch.randperm(length)[:rows].sort().values for _ in range(batch)])
+    q, k, v = (torch.randn(batch, count, heads, size) * 3 if apart else torch.randn(batch, heads, count, size)
+               for count, heads in ((rows, heads), (length, kv_heads), (length, kv_heads)))
+    if apart:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    mask = last[:, None, :, None] >= torch.arange(length)
+    wide_k, wide_v = (part.double().repeat_interleave(heads // kv_heads, 1) for part in (k, v))
+    expected = F.scaled_dot_product_attention(q.double(), wide_k, wide_v, attn_mask=mask)
+    found = fused_rows.attend(q, k, v, last)
+    torch.testing.assert_close(found.double(), expected.transpose(1, 2).flatten(2), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_to_what_is_not_a_number_is_not_one() -> None:
+    q, k, v = torch.randn(3, 1, 2, 9, 16)
+    v[0, 0, 4, 3] = float("nan")
+    found = fused_rows.attend(q, k, v, torch.arange(9)[None]).view(9, 2, 16)
+    assert torch.isnan(found[4:, 0, 3]).all()
+
+
+def test_attention_is_left_to_torch_where_that_is_quicker(monkeypatch) -> None:
+    x = torch.randn(1, 2, 4, 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert fused_rows.can_attend(x, x, x)
+    assert not fused_rows.can_attend(x.double(), x, x) and not fused_rows.can_attend(x[..., :8], x[..., :8], x[..., :8])
+    assert not fused_rows.can_attend(x, x.transpose(-1, -2), x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert not fused_rows.can_attend(x, x, x)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sqap_vla_ros import fused_rows
+from sqap_vla_ros.models.rope import Rope, apply_rope, rope_tables
 from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows, take_rows
 from sqap_vla_ros.quantization.linear import Siblings
 
@@ -71,36 +73,6 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-class Rope(NamedTuple):
-    """Tables of rotary position embedding, (B, 1, S, head_dim) each; the first half of ``sin`` is negative."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def take(self, rows: Rows) -> Rope:
-        """The tables of some tokens."""
-        cos, sin = (take_rows(table[:, 0], rows)[:, None] for table in self)
-        return Rope(cos, sin)
-
-    def flatten(self) -> tuple[Tensor, Tensor]:
-        """(B S, head_dim), a row for each token."""
-        return self.cos.flatten(0, 2), self.sin.flatten(0, 2)
-
-
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
-    """Make the tables for (B, S) positions."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = (positions.to(wide)[..., None] / theta**exponent)[:, None]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, H, S, head_dim) by the tables of :func:`rope_tables`, first half against second half."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 class LlamaAttention(nn.Module):
     """Causal grouped-query attention."""
 
@@ -144,8 +116,13 @@ class LlamaAttention(nn.Module):
             if (rows if isinstance(rows, int) else rows.shape[1]) == length:
                 rows = None
             else:
-                x, rope, mask = _take_tokens(x, rows), rope.take(rows), _see_before(rows, length, k.device)
+                x, rope = _take_tokens(x, rows), rope.take(rows)
             (q,) = self._project(x, rope, end=1)
+        # A float model is torch's alone, so that what compressed ones are measured against is what everybody has.
+        if mask is None and isinstance(x, QuantizedTokens) and fused_rows.can_attend(q, k, v):
+            return self.o_proj(fused_rows.attend(q, k, v, _last_seen(rows, q.shape[0], length))), rows
+        if rows is not None:
+            mask = _see_before(rows, length, k.device)
         if self.num_kv_heads != self.num_heads:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
@@ -174,6 +151,13 @@ class LlamaAttention(nn.Module):
 
 def _take_tokens(x: Tensor | QuantizedTokens, rows: Rows) -> Tensor | QuantizedTokens:
     return x.take(rows) if isinstance(x, QuantizedTokens) else take_rows(x, rows)
+
+
+def _last_seen(rows: Rows | None, batch: int, length: int) -> Tensor:
+    # (B, R): each query sees the keys up to its own.
+    if isinstance(rows, Tensor):
+        return rows
+    return torch.arange(0 if rows is None else length - rows, length).expand(batch, -1)
 
 
 def _see_before(rows: Rows, length: int, device: torch.device) -> Tensor | None:

@@ -24,8 +24,9 @@ from sqap_vla_ros.evaluation.activations import (
     measure_vla,
     summarize_site,
 )
-from sqap_vla_ros.models.llama import LlamaConfig, apply_rope, rope_tables
+from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.registry import load_model
+from sqap_vla_ros.models.rope import apply_rope, rope_tables
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.rotation import rotate_
 

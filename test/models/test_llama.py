@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, PruneStep, rope_tables
+from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, PruneStep
+from sqap_vla_ros.models.rope import rope_tables
 
 LENGTH, VISUAL = 40, slice(3, 27)
 

@@ -1,0 +1,40 @@
+"""Rotary position embedding, as Llama has it: the first half of a head turns against the second."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sqap_vla_ros.quantization.integer import Rows, take_rows
+
+
+class Rope(NamedTuple):
+    """Tables of rotary position embedding, (B, 1, S, head_dim) each; the first half of ``sin`` is negative."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def take(self, rows: Rows) -> Rope:
+        """The tables of some tokens."""
+        cos, sin = (take_rows(table[:, 0], rows)[:, None] for table in self)
+        return Rope(cos, sin)
+
+    def flatten(self) -> tuple[Tensor, Tensor]:
+        """(B S, head_dim), a row for each token."""
+        return self.cos.flatten(0, 2), self.sin.flatten(0, 2)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
+    """Make the tables for (B, S) positions."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
+    angles = (positions.to(wide)[..., None] / theta**exponent)[:, None]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, H, S, head_dim) by the tables of :func:`rope_tables`, first half against second half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
