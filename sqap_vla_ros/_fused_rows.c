@@ -24,6 +24,12 @@ INLINE void load(Floats *into, const float *from) {
     memcpy(into, from, sizeof *into);
 }
 
+INLINE void convert(Floats *into, const int32_t *from) {
+    Ints numbers;
+    memcpy(&numbers, from, sizeof numbers);
+    *into = __builtin_convertvector(numbers, Floats);
+}
+
 /* A row's codes. The scale comes from the row itself, and a row with a NaN or infinity has one that is not finite:
  * magnitudes are ordered as their bits are, and NaN stands above all of them. */
 INLINE float round_row(const float *x, int8_t *codes, ptrdiff_t width, float largest, float step, float smallest) {
@@ -96,7 +102,25 @@ FUSED void scale_and_turn_rows(const int32_t *sums, const float *token_scale, co
         float *row_out = out + m * width;
         ptrdiff_t n = 0;
         for (; n < turned * head; n += head) {
-            for (ptrdiff_t d = 0; d < half; d++) {
+            ptrdiff_t d = 0;
+            for (; d + LANES <= half; d += LANES) {
+                Floats low, high, scale, low_cosine, high_cosine, low_sine, high_sine;
+                convert(&low, row + n + d);
+                convert(&high, row + n + half + d);
+                load(&scale, weight_scale + n + d);
+                low *= token * scale;
+                load(&scale, weight_scale + n + half + d);
+                high *= token * scale;
+                load(&low_cosine, c + d);
+                load(&high_cosine, c + half + d);
+                load(&low_sine, s + d);
+                load(&high_sine, s + half + d);
+                const Floats turned_low = low * low_cosine + high * low_sine;
+                const Floats turned_high = high * high_cosine + low * high_sine;
+                memcpy(row_out + n + d, &turned_low, sizeof turned_low);
+                memcpy(row_out + n + half + d, &turned_high, sizeof turned_high);
+            }
+            for (; d < half; d++) {
                 const float low = (float)row[n + d] * token * weight_scale[n + d];
                 const float high = (float)row[n + half + d] * token * weight_scale[n + half + d];
                 row_out[n + d] = low * c[d] + high * s[d];
@@ -135,21 +159,23 @@ FUSED void gate_rows(const int32_t *sums, const float *token_scale, const float 
     for (ptrdiff_t m = 0; m < rows; m++) {
         const int32_t *gates = sums + 2 * m * width, *ups = gates + width;
         const float token = token_scale[m];
-        for (ptrdiff_t first = 0; first < width; first += LANES) {
-            /* The last numbers of a row may be fewer than the lanes. */
-            const ptrdiff_t count = width - first < LANES ? width - first : LANES;
-            float gate[LANES] = {0}, up[LANES] = {0};
-            for (ptrdiff_t n = 0; n < count; n++) {
-                gate[n] = (float)gates[first + n] * token * weight_scale[first + n];
-                up[n] = (float)ups[first + n] * token * weight_scale[width + first + n];
-            }
-            Floats x, y, other;
-            load(&x, gate);
-            load(&y, up);
-            other = -x;
+        float *row = out + m * width;
+        ptrdiff_t n = 0;
+        for (; n + LANES <= width; n += LANES) {
+            Floats gate, up, gate_scale, up_scale;
+            convert(&gate, gates + n);
+            convert(&up, ups + n);
+            load(&gate_scale, weight_scale + n);
+            load(&up_scale, weight_scale + width + n);
+            gate *= token * gate_scale;
+            Floats other = -gate;
             EXPONENTIAL(other);
-            x = x / (1.0f + other) * y;
-            memcpy(out + m * width + first, &x, count * sizeof(float));
+            gate = gate / (1.0f + other) * (up * (token * up_scale));
+            memcpy(row + n, &gate, sizeof gate);
+        }
+        for (; n < width; n++) {
+            const float gate = (float)gates[n] * (token * weight_scale[n]);
+            row[n] = gate / (1.0f + expf(-gate)) * ((float)ups[n] * (token * weight_scale[width + n]));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,17 @@ class Rope(NamedTuple):
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
     """Make the tables for (B, S) positions."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    angles = (positions.to(wide)[..., None] / theta**exponent)[:, None]
+    angles = (positions.to(wide)[..., None] / _wavelengths(head_dim, theta, wide, positions.device))[:, None]
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
+
+@lru_cache(maxsize=16)
+def _wavelengths(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        exponent = torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim
+        powers: Tensor = theta**exponent
+    return powers
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

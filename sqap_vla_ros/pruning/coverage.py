@@ -46,8 +46,8 @@ class TokenDistances:
         :param features: (N, C), any float type
         """
         unit = F.normalize(features.float(), dim=-1)
-        steps = ((1.0 - unit @ unit.T) * FEATURE_STEPS).round().clamp(min=0.0)  # (N, C) @ (C, N)
-        return cls._of(steps.nan_to_num(nan=2.0 * FEATURE_STEPS).fill_diagonal_(0.0))
+        steps = (unit @ unit.T).neg_().add_(1.0).mul_(FEATURE_STEPS).round_().clamp_(min=0.0)  # (N, C) @ (C, N)
+        return cls._of(steps.nan_to_num_(nan=2.0 * FEATURE_STEPS).fill_diagonal_(0.0))
 
     @classmethod
     def _of(cls, between: Tensor) -> TokenDistances:

@@ -5,7 +5,9 @@ Tokens may come rounded already: one norm's output is read by several layers and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,8 @@ class QuantLinear(nn.Module):
     :param act_bits: 4, 8 or 16
     :param act_clip_ratio: see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`
     :param engine: what multiplies
+
+    ``changes`` counts how often its tensors were replaced.
     """
 
     weight_packed: Tensor
@@ -54,6 +58,7 @@ class QuantLinear(nn.Module):
         self.weight_bits, self.act_bits, self.act_clip_ratio = weight_bits, act_bits, act_clip_ratio
         self.group_size = None if weight_scale.shape[1] == 1 else columns // weight_scale.shape[1]
         self.engine = engine
+        self.changes = 0
         self.register_buffer("weight_packed", weight_packed)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
@@ -86,6 +91,7 @@ class QuantLinear(nn.Module):
 
     def prepare_(self) -> None:
         """Give the engine the weight in the form it multiplies; needed again whenever the packed weight changes."""
+        self.changes += 1
         if self.act_bits == FLOAT_BITS:
             self.prepared = self.dequantize()
         elif self.group_size is None:
@@ -95,6 +101,12 @@ class QuantLinear(nn.Module):
             words = self.group_size * self.weight_bits // 32
             self.prepared = torch.stack([self.engine.prepare(packed, self.weight_bits, self.group_size)
                                          for packed in self.weight_packed.split(words, dim=1)])
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantLinear:
+        # What moves a module to another device comes through here.
+        self.changes += 1
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(..., K) to (..., N)."""
@@ -163,8 +175,11 @@ class Siblings:
     """
 
     def __init__(self) -> None:
-        self._own: tuple[Tensor, ...] = ()
+        self._linears: tuple[nn.Module, ...] = ()
+        self._alike: list[QuantLinear] = []
+        self._changes: list[int] = []
         self._joined: tuple[Tensor, Tensor] | None = None
+        self._begins: list[int] = []
 
     def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens, first: int = 0,
                  end: int | None = None) -> IntegerSums | None:
@@ -174,38 +189,34 @@ class Siblings:
         :param first: of those that are wanted
         :param end: behind the last of those; None is behind all
         """
-        alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
-        if len(alike) < len(linears):
-            return None
-        # Tensors are replaced when a state is loaded or the model moves, so their identity tells.
-        own = _own_tensors(alike)
-        if len(own) != len(self._own) or any(new is not old for new, old in zip(own, self._own, strict=True)):
-            self._join_(alike)
+        if tuple(linears) != self._linears or self._changes != [linear.changes for linear in self._alike]:
+            self._join_(linears)
         if self._joined is None:
             return None
-        one, (weight, scale) = alike[0], self._joined
+        one, (weight, scale) = self._alike[0], self._joined
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, one.act_bits, one.act_clip_ratio)
-        codes = tokens.codes.reshape(-1, one.in_features)
-        begin = sum(linear.out_features for linear in alike[:first])
-        rows = slice(begin, begin + sum(linear.out_features for linear in alike[first:end]))
-        return IntegerSums(one.engine.int_matmul(codes, weight[rows]), tokens, scale[rows])
+        rows = slice(self._begins[first], self._begins[len(self._alike) if end is None else end])
+        sums = one.engine.int_matmul(tokens.codes.reshape(-1, one.in_features), weight[rows])
+        return IntegerSums(sums, tokens, scale[rows])
 
-    def _join_(self, linears: Sequence[QuantLinear]) -> None:
-        first, self._joined = linears[0], None
+    def _join_(self, linears: Sequence[nn.Module]) -> None:
+        self._linears, self._joined = tuple(linears), None
+        self._alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
+        self._changes = [linear.changes for linear in self._alike]
+        if len(self._alike) < len(linears):
+            return
+        one, alike = self._alike[0], self._alike
         ways = {(linear.act_bits, linear.act_clip_ratio, linear.engine.name, linear.prepared.shape[1:],
-                 linear.group_size, linear.bias is None) for linear in linears}
-        if len(ways) == 1 and first.act_bits != FLOAT_BITS and first.group_size is None and first.bias is None:
-            with torch.inference_mode(False):
-                weight = torch.cat([linear.prepared for linear in linears])
-                self._joined = weight, torch.cat([linear.weight_scale for linear in linears]).view(-1)
-                parts = weight.split([linear.out_features for linear in linears])
-            for linear, part in zip(linears, parts, strict=True):
-                linear.prepared = part
-        self._own = _own_tensors(linears)
-
-
-def _own_tensors(linears: Sequence[QuantLinear]) -> tuple[Tensor, ...]:
-    return tuple(tensor for linear in linears for tensor in (linear.prepared, linear.weight_scale))
+                 linear.group_size, linear.bias is None) for linear in alike}
+        if len(ways) > 1 or one.act_bits == FLOAT_BITS or one.group_size is not None or one.bias is not None:
+            return
+        with torch.inference_mode(False):
+            weight = torch.cat([linear.prepared for linear in alike])
+            self._joined = weight, torch.cat([linear.weight_scale for linear in alike]).view(-1)
+            parts = weight.split([linear.out_features for linear in alike])
+        self._begins = [0, *accumulate(linear.out_features for linear in alike)]
+        for linear, part in zip(alike, parts, strict=True):
+            linear.prepared = part
 
 
 class QuantRMSNorm(nn.Module):
