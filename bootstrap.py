@@ -230,8 +230,8 @@ def plan(ros: str, constraints: str) -> list[Step]:
             Step("ROS 2 wheels", (*ROS_WHEELS, *GENERATOR_WHEELS, *GENERATOR_TOOLS), install_wheels),
             Step("message definitions", tuple(definitions), build_definitions),
         ]
-    compiled = ROOT / "sqap_vla_ros/_fused_rows.c"
-    steps.append(Step("Python packages", (ROOT / "setup.py", ROOT / "setup.cfg", compiled), install_package))
+    compiled = sorted((ROOT / "sqap_vla_ros").glob("*.c"))
+    steps.append(Step("Python packages", (ROOT / "setup.py", ROOT / "setup.cfg", *compiled), install_package))
     return steps
 
 

@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: files_under("assets")},
     # Not a Python module but a library that ctypes opens; as an extension it is compiled by whatever installs this.
-    ext_modules=[Extension(f"{NAME}._fused_rows", [f"{NAME}/_fused_rows.c"],
+    ext_modules=[Extension(f"{NAME}._fused_rows", [f"{NAME}/_fused_rows.c", f"{NAME}/_integer_product.c"],
                            extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"])],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

@@ -25,6 +25,7 @@ _SIGNATURES = {
     "rotate_rows": [_POINTER] * 5 + [_LENGTH] * 4,
     "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 3 + [_LENGTH] * 4 + [_NUMBER],
     "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
+    "multiply_integers": [_POINTER] * 4 + [_LENGTH] * 3,
 }
 
 
@@ -43,6 +44,7 @@ def _load() -> ctypes.CDLL:
 
 
 _LIBRARY = _load()
+HAS_INTEGER_PRODUCT = bool(_LIBRARY.has_integer_product())
 
 
 def is_fused_for(x: Tensor) -> bool:
@@ -171,6 +173,32 @@ def pick_farthest_(nearest: Tensor, table: Tensor, count: int) -> Tensor:
     table, picks = _dense(table), torch.empty(count, dtype=torch.int64)
     _LIBRARY.pick_farthest(nearest.data_ptr(), table.data_ptr(), picks.data_ptr(), nearest.numel(), count)
     return picks
+
+
+def lay_out_weight(weight: Tensor) -> Tensor:
+    """A weight as :func:`multiply_integers` reads it.
+
+    :param weight: (N, K) int8, N a multiple of ``LANES`` and K of 4
+    :return: (N / LANES, K / 4, LANES, 4) int8
+    """
+    outputs, columns = weight.shape
+    unsigned = (weight.to(torch.int16) + 128).to(torch.uint8).view(torch.int8)
+    return unsigned.view(outputs // LANES, LANES, columns // 4, 4).transpose(1, 2).contiguous()
+
+
+def multiply_integers(activations: Tensor, weight: Tensor) -> Tensor:
+    """An exact integer product, where ``HAS_INTEGER_PRODUCT``.
+
+    :param activations: (M, K) int8
+    :param weight: as :func:`lay_out_weight` gives it, or some of its first dimension
+    :return: (M, N) int32
+    """
+    activations, (rows, columns) = _dense(activations), activations.shape
+    out = torch.empty(rows, weight.shape[0] * LANES, dtype=torch.int32)
+    offsets = torch.empty(rows, dtype=torch.int32)
+    _LIBRARY.multiply_integers(activations.data_ptr(), weight.data_ptr(), out.data_ptr(), offsets.data_ptr(), rows,
+                               columns, out.shape[1])
+    return out
 
 
 def _dense(x: Tensor) -> Tensor:

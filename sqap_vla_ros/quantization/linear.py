@@ -180,6 +180,7 @@ class Siblings:
         self._changes: list[int] = []
         self._joined: tuple[Tensor, Tensor] | None = None
         self._begins: list[int] = []
+        self._together = 1  # outputs that lie together in prepared weights
 
     def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens, first: int = 0,
                  end: int | None = None) -> IntegerSums | None:
@@ -195,9 +196,11 @@ class Siblings:
             return None
         one, (weight, scale) = self._alike[0], self._joined
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, one.act_bits, one.act_clip_ratio)
-        rows = slice(self._begins[first], self._begins[len(self._alike) if end is None else end])
-        sums = one.engine.int_matmul(tokens.codes.reshape(-1, one.in_features), weight[rows])
-        return IntegerSums(sums, tokens, scale[rows])
+        begin, stop = self._begins[first], self._begins[len(self._alike) if end is None else end]
+        if stop - begin < len(scale):
+            weight, scale = weight[begin // self._together:stop // self._together], scale[begin:stop]
+        sums = one.engine.int_matmul(tokens.codes.reshape(-1, one.in_features), weight)
+        return IntegerSums(sums, tokens, scale)
 
     def _join_(self, linears: Sequence[nn.Module]) -> None:
         self._linears, self._joined = tuple(linears), None
@@ -213,8 +216,9 @@ class Siblings:
         with torch.inference_mode(False):
             weight = torch.cat([linear.prepared for linear in alike])
             self._joined = weight, torch.cat([linear.weight_scale for linear in alike]).view(-1)
-            parts = weight.split([linear.out_features for linear in alike])
+            parts = weight.split([len(linear.prepared) for linear in alike])
         self._begins = [0, *accumulate(linear.out_features for linear in alike)]
+        self._together = one.out_features // len(one.prepared)
         for linear, part in zip(alike, parts, strict=True):
             linear.prepared = part
 

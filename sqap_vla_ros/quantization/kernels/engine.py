@@ -14,7 +14,8 @@ class Engine:
 
     :param name: what configuration calls it
     :param prepare: packed weight (see :func:`~sqap_vla_ros.quantization.integer.pack`), bits and K to the tensor that
-        ``int_matmul`` takes; called once, when a layer is loaded
+        ``int_matmul`` takes, outputs along its first dimension, one by one or so many at a time; called once, when a
+        layer is loaded
     :param int_matmul: activations (M, K) int8 and prepared weight to (M, N) int32, the exact sums over K
     """
 
