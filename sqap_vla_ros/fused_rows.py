@@ -26,6 +26,7 @@ _SIGNATURES = {
     "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 3 + [_LENGTH] * 4 + [_NUMBER],
     "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
     "multiply_integers": [_POINTER] * 4 + [_LENGTH] * 3,
+    "feed_forward": [_POINTER] * 10 + [_LENGTH] * 6 + [_NUMBER] * 3,
 }
 
 
@@ -38,6 +39,8 @@ def _load() -> ctypes.CDLL:
             for name, arguments in _SIGNATURES.items():
                 function = getattr(library, name)
                 function.argtypes, function.restype = arguments, None
+            library.feed_forward_scratch.argtypes = [_LENGTH] * 2
+            library.feed_forward_scratch.restype = _LENGTH
             return library
     raise ImportError(f"_fused_rows.c in {folder} is not compiled; install the package with `make`, pip or colcon, "
                       "each of which does that with a C compiler")
@@ -198,6 +201,34 @@ def multiply_integers(activations: Tensor, weight: Tensor) -> Tensor:
     offsets = torch.empty(rows, dtype=torch.int32)
     _LIBRARY.multiply_integers(activations.data_ptr(), weight.data_ptr(), out.data_ptr(), offsets.data_ptr(), rows,
                                columns, out.shape[1])
+    return out
+
+
+def feed_forward(codes: Tensor, token_scale: Tensor, wide: Tensor, wide_scale: Tensor, narrow: Tensor,
+                 narrow_scale: Tensor, rotation: tuple[Tensor, Tensor, int] | None, largest: int, clip_ratio: float,
+                 smallest_scale: float) -> Tensor:
+    """SwiGLU of rounded tokens, whole, where ``HAS_INTEGER_PRODUCT``.
+
+    :param codes: (M, C) int8
+    :param token_scale: M numbers
+    :param wide: gate and up as :func:`lay_out_weight` gives them, (2 I, C)
+    :param wide_scale: (2 I,)
+    :param narrow: down, (C, I), laid out
+    :param narrow_scale: (C,)
+    :param rotation: signs, base and right of :func:`rotate`, for the input of down; None leaves it as it is
+    :param largest: code of the input of down; it and the next two as in :func:`round_tokens`
+    :return: (M, C)
+    """
+    (rows, columns), width = codes.shape, wide.shape[0] * LANES // 2
+    signs, base, right = rotation or (None, None, 1)
+    n = width if signs is None else signs.numel()
+    scratch = torch.empty(_LIBRARY.feed_forward_scratch(width, n), dtype=torch.int8)
+    out, codes = torch.empty(rows, columns), _dense(codes)
+    _LIBRARY.feed_forward(
+        codes.data_ptr(), _dense(token_scale).data_ptr(), wide.data_ptr(), wide_scale.data_ptr(),
+        None if signs is None else signs.data_ptr(), None if base is None else base.data_ptr(), narrow.data_ptr(),
+        narrow_scale.data_ptr(), out.data_ptr(), scratch.data_ptr(), rows, columns, width, n,
+        1 if base is None else base.shape[0], right, largest, clip_ratio / largest, smallest_scale)
     return out
 
 

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros import fused_rows
-from sqap_vla_ros.models.llama import RMSNorm
+from sqap_vla_ros.models import llama
+from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, RMSNorm
 from sqap_vla_ros.models.rope import apply_rope, rope_tables
+from sqap_vla_ros.quantization.feed_forward import feed_forward
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.integer import QuantizedTokens, quantize_normalized, quantize_tokens
+from sqap_vla_ros.quantization.kernels import get_engine
+from sqap_vla_ros.quantization.linear import QuantLinear
+from sqap_vla_ros.quantization.rotation import RotationPlan
 from sqap_vla_ros.quantization.sums import IntegerSums
 
 SHAPES = [(1,), (5,), (3, 1), (1, 7, 33), (2, 3, 256), (112, 768)]
@@ -203,3 +208,43 @@ def test_attention_is_left_to_torch_where_that_is_quicker(monkeypatch) -> None:
     assert not fused_rows.can_attend(x, x.transpose(-1, -2), x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert not fused_rows.can_attend(x, x, x)
+
+
+needs_product = pytest.mark.skipif(not fused_rows.HAS_INTEGER_PRODUCT, reason="needs AVX-512 VNNI")
+
+
+@needs_product
+@pytest.mark.parametrize(("rows", "columns", "outputs"), [(1, 4, 16), (7, 12, 16), (49, 256, 80), (112, 768, 256),
+                                                          (266, 256, 192)])
+def test_integer_product_is_exact(rows, columns, outputs) -> None:
+    torch.manual_seed(0)
+    a = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+    w = torch.randint(-127, 128, (outputs, columns), dtype=torch.int8)
+    expected = a.int() @ w.int().T
+    laid_out = fused_rows.lay_out_weight(w)
+    assert torch.equal(fused_rows.multiply_integers(a, laid_out), expected)
+    assert torch.equal(fused_rows.multiply_integers(a, laid_out[-1:]), expected[:, -16:])
+    wide = torch.full((2, 1024), 127, dtype=torch.int8)
+    assert fused_rows.multiply_integers(wide, fused_rows.lay_out_weight(wide[:1].expand(16, -1))).eq(127**2 * 1024).all()
+
+
+@needs_product
+@pytest.mark.parametrize("plan", [None, RotationPlan(), RotationPlan(down_block=32)])
+@pytest.mark.parametrize("act_bits", [4, 8])
+def test_feed_forward_in_one_call_is_that_in_many(plan, act_bits, monkeypatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    config = LlamaConfig(64, 192, 2, 2, 2)
+    decoder = LlamaDecoder(config).eval()
+    mlp, x = decoder.blocks[0].mlp, quantize_tokens(torch.randn(2, 55, 64), act_bits)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        setattr(mlp, name, QuantLinear.from_linear(getattr(mlp, name), weight_bits=4, act_bits=act_bits,
+                                                   engine=get_engine("cpu"), act_clip_ratio=0.9))
+    if plan is not None:
+        mlp.down_online = HadamardRotation(192, 3, block=plan.down_block)
+    whole = feed_forward(mlp._siblings, mlp.gate_proj, mlp.up_proj, mlp.down_online, mlp.down_proj, x)
+    assert whole is not None and torch.equal(whole, mlp(x))
+    monkeypatch.setattr(llama, "feed_forward", lambda *_: None)
+    torch.testing.assert_close(whole, mlp(x))
+    assert feed_forward(mlp._siblings, mlp.gate_proj, mlp.up_proj, nn.Tanh(), mlp.down_proj, x) is None
+    assert feed_forward(mlp._siblings, mlp.gate_proj, mlp.up_proj, mlp.down_online, nn.Linear(192, 64), x) is None

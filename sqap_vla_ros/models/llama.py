@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sqap_vla_ros import fused_rows
 from sqap_vla_ros.models.rope import Rope, apply_rope, rope_tables
+from sqap_vla_ros.quantization.feed_forward import feed_forward
 from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows, take_rows
 from sqap_vla_ros.quantization.linear import Siblings
 
@@ -189,6 +190,9 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(B, S, C), rounded or not, to (B, S, C)."""
+        whole = feed_forward(self._siblings, self.gate_proj, self.up_proj, self.down_online, self.down_proj, x)
+        if whole is not None:
+            return whole
         sums = self._siblings.multiply((self.gate_proj, self.up_proj), x)
         gated = F.silu(self.gate_proj(x)) * self.up_proj(x) if sums is None else sums.gated()
         return self.down_proj(self.down_online(gated))

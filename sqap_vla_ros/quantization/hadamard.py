@@ -115,13 +115,20 @@ class HadamardRotation(nn.Module):
 
         :param x: (..., size)
         """
-        if self._is_fusible and fused_rows.is_fused_for(x) and self.signs.dtype == torch.float32:
-            return fused_rows.rotate(x, self.signs, self.base, self.right.shape[0])
+        if fused_rows.is_fused_for(x) and self.fused_form is not None:
+            return fused_rows.rotate(x, *self.fused_form)
         rows = x.reshape(-1, self.right.shape[0]) @ self.right
         if self.left is not None:
             squares = rows.view(-1, self.left.shape[0], self.right.shape[0])
             rows = torch.bmm(self.left.expand(squares.shape[0], -1, -1), squares)
         return rows.reshape(x.shape)
+
+    @property
+    def fused_form(self) -> tuple[Tensor, Tensor, int] | None:
+        """What :func:`~sqap_vla_ros.fused_rows.rotate` takes; None for sizes and types that it does not."""
+        if not self._is_fusible or self.signs.dtype != torch.float32:
+            return None
+        return self.signs, self.base, self.right.shape[0]
 
     def extra_repr(self) -> str:
         """For ``print``."""

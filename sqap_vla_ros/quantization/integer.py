@@ -20,7 +20,7 @@ FLOAT_BITS = 16
 # The search for the scales of weights: its lowest share of a row's largest magnitude, and how many shares are tried.
 SMALLEST_CLIP_RATIO, CLIP_STEPS = 0.5, 26
 # Scales stop here, so that their inverse is finite and a row of zeros stays one.
-_SMALLEST_SCALE = 1e-30
+SMALLEST_SCALE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0) -> QuantizedT
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = largest_code(bits)
     if fused_rows.is_fused_for(wide):
-        return QuantizedTokens(*fused_rows.round_tokens(wide, largest, clip_ratio, _SMALLEST_SCALE), x.dtype)
+        return QuantizedTokens(*fused_rows.round_tokens(wide, largest, clip_ratio, SMALLEST_SCALE), x.dtype)
     scale = wide.abs().amax(-1, keepdim=True) * (clip_ratio / largest)
-    codes = (wide * scale.clamp_min_(_SMALLEST_SCALE).reciprocal()).round_()
+    codes = (wide * scale.clamp_min_(SMALLEST_SCALE).reciprocal()).round_()
     return QuantizedTokens(codes.clamp_(-largest, largest).to(torch.int8), scale, x.dtype)
 
 
@@ -100,7 +100,7 @@ def quantize_normalized(x: Tensor, bits: int, clip_ratio: float, eps: float) -> 
     """
     if fused_rows.is_fused_for(x):
         largest = largest_code(bits)
-        return QuantizedTokens(*fused_rows.round_normalized(x, eps, largest, clip_ratio, _SMALLEST_SCALE), x.dtype)
+        return QuantizedTokens(*fused_rows.round_normalized(x, eps, largest, clip_ratio, SMALLEST_SCALE), x.dtype)
     tokens = quantize_tokens(x, bits, clip_ratio)
     mean_square = x.to(tokens.scale.dtype).square().mean(-1, keepdim=True)
     return QuantizedTokens(tokens.codes, tokens.scale * torch.rsqrt(mean_square + eps), tokens.dtype)
@@ -139,7 +139,7 @@ def search_scale(weight: Tensor, bits: int, *, group_size: int | None = None, sm
     # Every group is a row of its own from here on.
     wide = weight.detach().float().reshape(-1, size)
     largest = largest_code(bits)
-    peak = wide.abs().amax(1, keepdim=True).clamp_min(_SMALLEST_SCALE)
+    peak = wide.abs().amax(1, keepdim=True).clamp_min(SMALLEST_SCALE)
     best_error = torch.full_like(peak, float("inf"))
     best_scale = peak / largest
     for clip_ratio in torch.linspace(1.0, smallest_clip_ratio, steps).tolist():

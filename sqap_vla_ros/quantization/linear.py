@@ -190,17 +190,22 @@ class Siblings:
         :param first: of those that are wanted
         :param end: behind the last of those; None is behind all
         """
-        if tuple(linears) != self._linears or self._changes != [linear.changes for linear in self._alike]:
-            self._join_(linears)
-        if self._joined is None:
+        joined = self.join(linears)
+        if joined is None:
             return None
-        one, (weight, scale) = self._alike[0], self._joined
+        one, (weight, scale) = self._alike[0], joined
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, one.act_bits, one.act_clip_ratio)
         begin, stop = self._begins[first], self._begins[len(self._alike) if end is None else end]
         if stop - begin < len(scale):
             weight, scale = weight[begin // self._together:stop // self._together], scale[begin:stop]
         sums = one.engine.int_matmul(tokens.codes.reshape(-1, one.in_features), weight)
         return IntegerSums(sums, tokens, scale)
+
+    def join(self, linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
+        """The joined prepared weight and its (sum of N,) scales; None when they cannot be multiplied as one."""
+        if tuple(linears) != self._linears or self._changes != [linear.changes for linear in self._alike]:
+            self._join_(linears)
+        return self._joined
 
     def _join_(self, linears: Sequence[nn.Module]) -> None:
         self._linears, self._joined = tuple(linears), None
