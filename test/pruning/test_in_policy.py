@@ -22,7 +22,7 @@ def observe(seed):
 def test_every_rule_keeps_its_budget_and_repeats_whatever_ran_before(rule, tiny_demo, tmp_path):
     save_model(tiny_demo(), tmp_path / "checkpoint")
     config = build_config({"model.checkpoint": str(tmp_path / "checkpoint"), "model.recipe": "float", "prune.layer": 0,
-                           "prune.pruned_ratio": 0.5, "prune.rule": rule})
+                           "prune.pruned_ratio": 0.5, "prune.rule": rule, "prune.coverage_space": "patch"})
     policy = build_policy(config)
     policy.warm_up()
     first, other, again = (policy.infer(observe(seed)) for seed in (1, 2, 1))
