@@ -12,6 +12,9 @@ void rotate_rows(const float *x, const float *signs, const float *base, float *o
                  ptrdiff_t n, ptrdiff_t base_size, ptrdiff_t right);
 void round_rows(const float *x, int8_t *codes, float *scale, ptrdiff_t rows, ptrdiff_t width, float largest, float step,
                 float smallest);
+void scale_and_turn_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, const float *cosine,
+                         const float *sine, float *out, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t head,
+                         ptrdiff_t turned);
 void scale_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out, ptrdiff_t rows,
                 ptrdiff_t width);
 
@@ -88,11 +91,28 @@ void multiply_integers(const int8_t *a, const uint8_t *weight, int32_t *out, int
 }
 #endif
 
-/* A rounded SwiGLU whole: product, gate, rotation, rounding, product. So many tokens at a time that what lies between
- * stays near the processor. The rotation is left out without signs; it works in blocks of n numbers. scratch holds
- * feed_forward_scratch(width, n) bytes. */
+/* So many tokens at a time that what lies between two steps stays near the processor. */
 enum { TOKENS = 48 };
 
+/* A product and its scales, and with a head size also the rotary embedding of the first ``turned`` heads. */
+void multiply_scaled(const int8_t *codes, const float *token_scale, const uint8_t *weight, const float *weight_scale,
+                     const float *cosine, const float *sine, float *out, ptrdiff_t rows, ptrdiff_t columns,
+                     ptrdiff_t outputs, ptrdiff_t head, ptrdiff_t turned) {
+    int32_t offsets[TOKENS];
+    for (ptrdiff_t first = 0; first < rows; first += TOKENS) {
+        const ptrdiff_t count = rows - first < TOKENS ? rows - first : TOKENS;
+        int32_t *part = (int32_t *)(out + first * outputs);
+        multiply_integers(codes + first * columns, weight, part, offsets, count, columns, outputs);
+        if (head)
+            scale_and_turn_rows(part, token_scale + first, weight_scale, cosine + first * head, sine + first * head,
+                                (float *)part, count, outputs, head, turned);
+        else
+            scale_rows(part, token_scale + first, weight_scale, (float *)part, count, outputs);
+    }
+}
+
+/* A rounded SwiGLU whole: product, gate, rotation, rounding, product. The rotation is left out without signs; it works
+ * in blocks of n numbers. scratch holds feed_forward_scratch(width, n) bytes. */
 ptrdiff_t feed_forward_scratch(ptrdiff_t width, ptrdiff_t n) {
     return 4 * (TOKENS * (2 * width + width + 2) + n) + TOKENS * width;
 }

@@ -26,6 +26,7 @@ _SIGNATURES = {
     "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 3 + [_LENGTH] * 4 + [_NUMBER],
     "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
     "multiply_integers": [_POINTER] * 4 + [_LENGTH] * 3,
+    "multiply_scaled": [_POINTER] * 7 + [_LENGTH] * 5,
     "feed_forward": [_POINTER] * 10 + [_LENGTH] * 6 + [_NUMBER] * 3,
 }
 
@@ -201,6 +202,28 @@ def multiply_integers(activations: Tensor, weight: Tensor) -> Tensor:
     offsets = torch.empty(rows, dtype=torch.int32)
     _LIBRARY.multiply_integers(activations.data_ptr(), weight.data_ptr(), out.data_ptr(), offsets.data_ptr(), rows,
                                columns, out.shape[1])
+    return out
+
+
+def multiply_scaled(codes: Tensor, token_scale: Tensor, weight: Tensor, weight_scale: Tensor,
+                    rope: tuple[Tensor, Tensor] | None = None, turned: int = 0) -> Tensor:
+    """:func:`multiply_integers`, then :func:`scale_sums_`, or :func:`scale_and_turn_` with tables.
+
+    :param codes: (M, K) int8
+    :param token_scale: M numbers
+    :param weight: as for :func:`multiply_integers`
+    :param weight_scale: (N,)
+    :param rope: cos and sin, (M, D) each
+    :param turned: how many heads are turned
+    :return: (M, N) float32
+    """
+    (rows, columns), outputs = codes.shape, weight.shape[0] * LANES
+    cos, sin = (None, None) if rope is None else (_dense(rope[0]), _dense(rope[1]))
+    out, codes, token_scale = torch.empty(rows, outputs), _dense(codes), _dense(token_scale)
+    _LIBRARY.multiply_scaled(
+        codes.data_ptr(), token_scale.data_ptr(), weight.data_ptr(), weight_scale.data_ptr(),
+        None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(), out.data_ptr(), rows, columns,
+        outputs, 0 if cos is None else cos.shape[1], turned)
     return out
 
 

@@ -11,11 +11,11 @@ from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, RMSNorm
 from sqap_vla_ros.models.rope import apply_rope, rope_tables
 from sqap_vla_ros.quantization.feed_forward import feed_forward
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
-from sqap_vla_ros.quantization.integer import QuantizedTokens, quantize_normalized, quantize_tokens
+from sqap_vla_ros.quantization.integer import pack, quantize_normalized, quantize_tokens
 from sqap_vla_ros.quantization.kernels import get_engine
 from sqap_vla_ros.quantization.linear import QuantLinear
+from sqap_vla_ros.quantization.product import IntegerProduct
 from sqap_vla_ros.quantization.rotation import RotationPlan
-from sqap_vla_ros.quantization.sums import IntegerSums
 
 SHAPES = [(1,), (5,), (3, 1), (1, 7, 33), (2, 3, 256), (112, 768)]
 
@@ -28,15 +28,24 @@ def unfused(monkeypatch):
     return turn_off
 
 
-def make_sums(tokens: int = 9, columns: int = 48, dtype: torch.dtype = torch.float32) -> IntegerSums:
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request, monkeypatch):
+    """What decides who multiplies, and so how a weight is laid out."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+
+
+def make_product(dtype: torch.dtype = torch.float32) -> IntegerProduct:
     torch.manual_seed(3)
-    rounded = quantize_tokens(torch.randn(1, tokens, 16, dtype=dtype), 4)
-    return IntegerSums(torch.randint(-9000, 9000, (tokens, columns), dtype=torch.int32), rounded,
-                       torch.rand(columns) * 1e-2)
+    tokens = quantize_tokens(torch.randn(1, 9, 160, dtype=dtype), 8)
+    codes = torch.randint(-7, 8, (48, 160), dtype=torch.int8)
+    engine = get_engine("cpu")
+    return IntegerProduct(tokens, engine.prepare(pack(codes, 4), 4, 160), torch.rand(48) * 1e-2, engine)
 
 
-def copy_of(sums: IntegerSums) -> IntegerSums:
-    return IntegerSums(sums.sums.clone(), sums.tokens, sums.weight_scale)
+def values_of(product: IntegerProduct) -> Tensor:
+    """In float64, (1, 9, 48)."""
+    sums = product.engine.int_matmul(product.tokens.codes[0], product.weight)
+    return sums[None] * product.tokens.scale.double() * product.weight_scale.double()
 
 
 def test_it_takes_what_is_float32_on_the_cpu_and_needs_no_gradient() -> None:
@@ -95,39 +104,36 @@ def test_quantized_norm_is_rounding_behind_the_norm() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bias", [None, torch.arange(48.0)])
-def test_sums_are_scaled(dtype, bias) -> None:
-    sums = make_sums(dtype=dtype)
-    wide = sums.tokens.scale.double()
-    expected = sums.sums[None].double() * wide * sums.weight_scale.double() + (0.0 if bias is None else bias.double())
-    found = sums.scaled(bias)
+def test_products_are_scaled(dtype, bias, threads) -> None:
+    product = make_product(dtype)
+    expected = values_of(product) + (0.0 if bias is None else bias.double())
+    found = product.scaled(bias)
     assert found.dtype == dtype and found.shape == (1, 9, 48)
     torch.testing.assert_close(found.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("turned", [0, 2, 6])
-def test_heads_are_turned_as_the_rotary_embedding_turns_them(turned) -> None:
-    sums = make_sums()
-    rope = rope_tables(torch.arange(9)[None] * 5, 8, 10000.0, torch.float32)
-    heads = copy_of(sums).scaled().view(1, 9, 6, 8).transpose(1, 2)
+@pytest.mark.parametrize("size", [8, 48])
+def test_heads_are_turned_as_the_rotary_embedding_turns_them(turned, size, threads) -> None:
+    product, turned = make_product(), min(turned, 48 // size)
+    rope = rope_tables(torch.arange(9)[None] * 5, size, 10000.0, torch.float32)
+    heads = product.scaled().view(1, 9, -1, size).transpose(1, 2)
     expected = torch.cat((apply_rope(heads[:, :turned], *rope), heads[:, turned:]), dim=1)
-    found = sums.turned(*rope.flatten(), turned)
+    found = product.turned(*rope.flatten(), turned)
     assert found is not None
-    torch.testing.assert_close(found.view(1, 9, 6, 8).transpose(1, 2), expected)
+    torch.testing.assert_close(found.view(1, 9, -1, size).transpose(1, 2), expected)
 
 
-def test_what_cannot_be_turned_in_one_pass_says_so_and_can_be_scaled_still() -> None:
-    sums = make_sums(dtype=torch.float64)
+def test_what_cannot_be_turned_in_one_pass_says_so() -> None:
     table = torch.ones(9, 8, dtype=torch.float64)
-    assert sums.turned(table, table, 2) is None
-    assert sums.scaled().shape == (1, 9, 48)
+    assert make_product(torch.float64).turned(table, table, 2) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_gated_sums_are_swiglu(dtype) -> None:
-    sums = make_sums(dtype=dtype)
-    wide = sums.sums[None] * sums.tokens.scale.double() * sums.weight_scale.double()
-    gate, up = wide.chunk(2, dim=-1)
-    found = sums.gated()
+def test_gated_products_are_swiglu(dtype, threads) -> None:
+    product = make_product(dtype)
+    gate, up = values_of(product).chunk(2, dim=-1)
+    found = product.gated()
     assert found.dtype == dtype and found.shape == (1, 9, 24)
     torch.testing.assert_close(found.double(), F.silu(gate) * up,
                                rtol=1e-1 if dtype == torch.bfloat16 else 2e-6, atol=1e-6)
@@ -135,10 +141,9 @@ def test_gated_sums_are_swiglu(dtype) -> None:
 
 def test_gate_holds_over_the_whole_range_of_floats() -> None:
     def gate(values: Tensor) -> Tensor:
-        # Sums of 1 and a weight scale of 1 for up: what is left is silu of the token scale.
-        tokens = QuantizedTokens(torch.zeros(len(values), 1, dtype=torch.int8), values[:, None], torch.float32)
-        sums = torch.tensor([[1, 1]], dtype=torch.int32).expand(len(values), 2).contiguous()
-        return IntegerSums(sums, tokens, torch.ones(2)).gated()[:, 0] / values
+        # Sums and weight scales of 1: silu of the token scale, times the token scale.
+        sums = torch.ones(len(values), 32, dtype=torch.int32)
+        return fused_rows.gate_sums(sums, values, torch.ones(32))[:, 0] / values
     values = torch.cat((torch.linspace(-80, 80, 4001), torch.tensor([-1e4, -1e-20, 1e-20, 3e4])))
     values = values[values != 0.0]
     torch.testing.assert_close(gate(values), F.silu(values.double()).float(), rtol=1e-5, atol=1e-30)

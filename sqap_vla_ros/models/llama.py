@@ -134,13 +134,13 @@ class LlamaAttention(nn.Module):
         # Of q, k and v those from ``first`` to before ``end``: (B, heads, S, head_dim) each.
         linears = (self.q_proj, self.k_proj, self.v_proj)
         counts = [self.num_heads, self.num_kv_heads, self.num_kv_heads][first:end]
-        sums = self._siblings.multiply(linears, x, first, end)
-        turned = None if sums is None else sums.turned(*rope.flatten(), sum(counts[:2 - first]))
+        product = self._siblings.multiply(linears, x, first, end)
+        turned = None if product is None else product.turned(*rope.flatten(), sum(counts[:2 - first]))
         if turned is not None:
             heads = list(self._split(turned).split(counts, dim=1))
         else:
-            values = ([linear(x) for linear in linears[first:end]] if sums is None
-                      else sums.scaled().split([count * self.head_dim for count in counts], dim=-1))
+            values = ([linear(x) for linear in linears[first:end]] if product is None
+                      else product.scaled().split([count * self.head_dim for count in counts], dim=-1))
             heads = [apply_rope(self._split(value), *rope) if index < 2 else self._split(value)
                      for index, value in enumerate(values, first)]
         return [self.qk_online(part) if index < 2 else part for index, part in enumerate(heads, first)]
@@ -193,8 +193,8 @@ class LlamaMLP(nn.Module):
         whole = feed_forward(self._siblings, self.gate_proj, self.up_proj, self.down_online, self.down_proj, x)
         if whole is not None:
             return whole
-        sums = self._siblings.multiply((self.gate_proj, self.up_proj), x)
-        gated = F.silu(self.gate_proj(x)) * self.up_proj(x) if sums is None else sums.gated()
+        product = self._siblings.multiply((self.gate_proj, self.up_proj), x)
+        gated = F.silu(self.gate_proj(x)) * self.up_proj(x) if product is None else product.gated()
         return self.down_proj(self.down_online(gated))
 
 

@@ -23,7 +23,7 @@ from sqap_vla_ros.quantization.integer import (
     unpack,
 )
 from sqap_vla_ros.quantization.kernels.engine import Engine
-from sqap_vla_ros.quantization.sums import IntegerSums
+from sqap_vla_ros.quantization.product import IntegerProduct
 
 
 class QuantLinear(nn.Module):
@@ -113,10 +113,9 @@ class QuantLinear(nn.Module):
         if self.act_bits == FLOAT_BITS:
             return self._multiply_floats(x.dequantize() if isinstance(x, QuantizedTokens) else x)
         tokens = x if isinstance(x, QuantizedTokens) else quantize_tokens(x, self.act_bits, self.act_clip_ratio)
-        codes = tokens.codes.reshape(-1, self.in_features)
         if self.group_size is None:
-            sums = self.engine.int_matmul(codes, self.prepared)
-            return IntegerSums(sums, tokens, self.weight_scale.view(-1)).scaled(self.bias)
+            return IntegerProduct(tokens, self.prepared, self.weight_scale.view(-1), self.engine).scaled(self.bias)
+        codes = tokens.codes.reshape(-1, self.in_features)
         out = self._sum_groups(codes, tokens.scale.dtype).view(*tokens.shape[:-1], -1).mul_(tokens.scale)
         if self.bias is not None:
             out += self.bias
@@ -183,7 +182,7 @@ class Siblings:
         self._together = 1  # outputs that lie together in prepared weights
 
     def multiply(self, linears: Sequence[nn.Module], x: Tensor | QuantizedTokens, first: int = 0,
-                 end: int | None = None) -> IntegerSums | None:
+                 end: int | None = None) -> IntegerProduct | None:
         """(..., K) to outputs side by side, (..., sum of N); None when the linears cannot be multiplied as one.
 
         :param linears: the same at every call
@@ -198,8 +197,7 @@ class Siblings:
         begin, stop = self._begins[first], self._begins[len(self._alike) if end is None else end]
         if stop - begin < len(scale):
             weight, scale = weight[begin // self._together:stop // self._together], scale[begin:stop]
-        sums = one.engine.int_matmul(tokens.codes.reshape(-1, one.in_features), weight)
-        return IntegerSums(sums, tokens, scale)
+        return IntegerProduct(tokens, weight, scale, one.engine)
 
     def join(self, linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
         """The joined prepared weight and its (sum of N,) scales; None when they cannot be multiplied as one."""
