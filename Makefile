@@ -19,7 +19,7 @@ lint: setup  ## check style and types
 	@.venv/bin/mypy
 
 clean:  ## remove .venv, build folders and caches; results in out/ stay
-	@rm -rf .venv build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache sqap_vla_ros/*.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## show this list

@@ -141,12 +141,10 @@ def system_packages(ros: str) -> list[SystemPackage]:
                       ctypes.util.find_library("OSMesa") is not None, required=False),
         SystemPackage("python3-venv", "virtual environments", importlib.util.find_spec("ensurepip") is not None),
     ]
+    packages.append(SystemPackage("g++", "compiling C, and the message definitions", shutil.which("c++") is not None))
     if not ros:
         header = Path(sysconfig.get_path("include")) / "Python.h"
-        packages += [
-            SystemPackage("g++", "compiling the message definitions", shutil.which("c++") is not None),
-            SystemPackage("python3-dev", "compiling the message definitions", header.exists()),
-        ]
+        packages.append(SystemPackage("python3-dev", "compiling the message definitions", header.exists()))
     return packages
 
 

@@ -1,5 +1,6 @@
 """Build file of an ament_python package; pip and colcon both read it."""
 
+import hashlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -17,6 +18,10 @@ def shared(folder: str, pattern: str) -> tuple[str, list[str]]:
     return f"share/{NAME}/{folder}".rstrip("/"), sorted(map(str, Path(folder).glob(pattern)))
 
 
+# So that a library is never taken for that of other sources.
+C_SOURCES = sorted(map(str, Path(NAME).glob("*.c")))
+C_DIGEST = hashlib.sha256(b"".join(Path(path).read_bytes() for path in C_SOURCES)).hexdigest()[:16]
+
 setup(
     name=NAME,
     version="0.1.0",
@@ -27,7 +32,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: files_under("assets")},
     # Not a Python module but a library that ctypes opens; as an extension it is compiled by whatever installs this.
-    ext_modules=[Extension(f"{NAME}._fused_rows", [f"{NAME}/_fused_rows.c", f"{NAME}/_integer_product.c"],
+    ext_modules=[Extension(f"{NAME}._fused_rows", C_SOURCES, define_macros=[("FUSED_SOURCES", f'"{C_DIGEST}"')],
                            extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"])],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

@@ -9,12 +9,18 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__)
+/* Choosing among versions when the library is loaded takes GCC and glibc; elsewhere there is one, for any processor. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define FUSED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FUSED
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+/* A hash of the sources. */
+const char *fused_sources(void) {
+    return FUSED_SOURCES;
+}
 
 enum { LANES = 16 };
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -134,7 +140,7 @@ FUSED void scale_and_turn_rows(const int32_t *sums, const float *token_scale, co
 /* x = condition ? other : x, lane by lane. */
 #define SELECT(x, condition, other) x = (Floats)(((Ints)(x) & ~(condition)) | ((Ints)(other) & (condition)))
 
-/* x = exp(x) = 2^whole x 2^part, to within 1e-7 of itself; x is cut to where that is a normal number. Added and taken
+/* x = exp(x) = 2^whole x 2^part, to within 1e-7 of itself and x / 2^24; x is cut to where that is a normal number. Added and taken
  * away, 1.5 x 2^23 rounds to the nearest whole number, which then stands in the last bits. */
 #define EXPONENTIAL(x)                                                                                                \
     do {                                                                                                              \
@@ -180,6 +186,17 @@ FUSED void gate_rows(const int32_t *sums, const float *token_scale, const float 
     }
 }
 
+#ifdef __clang__
+INLINE Floats shuffle(Floats x, Ints from) {
+    Floats out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = x[from[lane]];
+    return out;
+}
+#define SHUFFLE shuffle
+#else
+#define SHUFFLE __builtin_shuffle
+#endif
+
 /* Butterflies between the lanes of one vector that are ``distance`` apart. */
 #define BUTTERFLY(x, distance)                                                                                        \
     do {                                                                                                              \
@@ -189,7 +206,7 @@ FUSED void gate_rows(const int32_t *sums, const float *token_scale, const float 
             other[lane] = lane ^ (distance);                                                                          \
             sign[lane] = lane & (distance) ? -1.0f : 1.0f;                                                            \
         }                                                                                                             \
-        x = __builtin_shuffle(x, other) + x * sign;                                                                   \
+        x = SHUFFLE(x, other) + x * sign;                                                                             \
     } while (0)
 
 INLINE void butterflies(float *v, ptrdiff_t n, ptrdiff_t distance) {

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 /* From _fused_rows.c. */
 void gate_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out, ptrdiff_t rows,
@@ -18,7 +19,7 @@ void scale_and_turn_rows(const int32_t *sums, const float *token_scale, const fl
 void scale_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out, ptrdiff_t rows,
                 ptrdiff_t width);
 
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef __x86_64__
 #include <immintrin.h>
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #define INLINE static inline __attribute__((always_inline)) VNNI
@@ -88,6 +89,7 @@ int has_integer_product(void) {
 void multiply_integers(const int8_t *a, const uint8_t *weight, int32_t *out, int32_t *offsets, ptrdiff_t rows,
                        ptrdiff_t columns, ptrdiff_t outputs) {
     (void)a, (void)weight, (void)out, (void)offsets, (void)rows, (void)columns, (void)outputs;
+    abort();
 }
 #endif
 

@@ -8,11 +8,14 @@ for the last bit of a float. All take float32 on the CPU of which nobody wants a
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sqap_vla_ros.errors import InferenceError
 
 LANES = 16
 _POINTER, _LENGTH, _NUMBER = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
@@ -37,6 +40,7 @@ def _load() -> ctypes.CDLL:
         path = folder / f"_fused_rows{suffix}"
         if path.exists():
             library = ctypes.CDLL(str(path))
+            _check_sources(library, folder, path)
             for name, arguments in _SIGNATURES.items():
                 function = getattr(library, name)
                 function.argtypes, function.restype = arguments, None
@@ -45,6 +49,17 @@ def _load() -> ctypes.CDLL:
             return library
     raise ImportError(f"_fused_rows.c in {folder} is not compiled; install the package with `make`, pip or colcon, "
                       "each of which does that with a C compiler")
+
+
+def _check_sources(library: ctypes.CDLL, folder: Path, path: Path) -> None:
+    # Beside the sources, as in an editable install, the library must be theirs: another would read other arguments.
+    sources = sorted(folder.glob("*.c"))
+    if sources:
+        digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+        library.fused_sources.restype = ctypes.c_char_p
+        if library.fused_sources().decode() != digest:
+            raise ImportError(f"{path} was compiled from other sources than those beside it; run `make`, or install "
+                              "the package again")
 
 
 _LIBRARY = _load()
@@ -91,9 +106,8 @@ def scale_sums_(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tens
     :param weight_scale: (N,), of its columns
     :return: (M, N) in the memory of ``sums``
     """
-    out = sums.view(torch.float32)
-    _LIBRARY.scale_rows(sums.data_ptr(), _dense(token_scale).data_ptr(), weight_scale.data_ptr(), out.data_ptr(),
-                        *sums.shape)
+    out, token_scale = sums.view(torch.float32), _dense(token_scale)
+    _LIBRARY.scale_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), out.data_ptr(), *sums.shape)
     return out
 
 
@@ -122,9 +136,8 @@ def gate_sums(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tensor
     :param weight_scale: (2 I,), of its columns
     :return: (M, I) float32
     """
-    out = torch.empty(sums.shape[0], sums.shape[1] // 2)
-    _LIBRARY.gate_rows(sums.data_ptr(), _dense(token_scale).data_ptr(), weight_scale.data_ptr(), out.data_ptr(),
-                       *out.shape)
+    out, token_scale = _empty(sums.shape[0], sums.shape[1] // 2), _dense(token_scale)
+    _LIBRARY.gate_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), out.data_ptr(), *out.shape)
     return out
 
 
@@ -136,7 +149,7 @@ def rotate(x: Tensor, signs: Tensor, base: Tensor, right: int) -> Tensor:
     :param base: (b, b)
     :param right: order of the last of the three, a multiple of ``LANES``; n is a power of two times b times it
     """
-    x, out, other = _dense(x), torch.empty(x.shape), torch.empty_like(signs)
+    x, out, other = _dense(x), _empty(*x.shape), torch.empty_like(signs)
     _LIBRARY.rotate_rows(x.data_ptr(), signs.data_ptr(), base.data_ptr(), out.data_ptr(), other.data_ptr(),
                          x.numel() // signs.numel(), signs.numel(), base.shape[0], right)
     return out
@@ -158,7 +171,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
     :return: (B, Q, H D)
     """
     batch, heads, queries, size = q.shape
-    out, scratch = torch.empty(batch, queries, heads * size), torch.empty((size + k.shape[2]) * LANES)
+    out, scratch = _empty(batch, queries, heads * size), _empty((size + k.shape[2]) * LANES)
     last = _dense(last)
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend(one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2],
@@ -174,7 +187,7 @@ def pick_farthest_(nearest: Tensor, table: Tensor, count: int) -> Tensor:
     :param table: (N, N) distances between tokens
     :return: (count,) int64 in the order taken, ties to the lower index
     """
-    table, picks = _dense(table), torch.empty(count, dtype=torch.int64)
+    table, picks = _dense(table), torch.empty(count, dtype=torch.int64, device="cpu")
     _LIBRARY.pick_farthest(nearest.data_ptr(), table.data_ptr(), picks.data_ptr(), nearest.numel(), count)
     return picks
 
@@ -197,9 +210,12 @@ def multiply_integers(activations: Tensor, weight: Tensor) -> Tensor:
     :param weight: as :func:`lay_out_weight` gives it, or some of its first dimension
     :return: (M, N) int32
     """
+    if not (HAS_INTEGER_PRODUCT and activations.device.type == weight.device.type == "cpu"):
+        raise InferenceError("a weight that is laid out for AVX-512 VNNI came to another processor or device; load the "
+                             "checkpoint there")
     activations, (rows, columns) = _dense(activations), activations.shape
-    out = torch.empty(rows, weight.shape[0] * LANES, dtype=torch.int32)
-    offsets = torch.empty(rows, dtype=torch.int32)
+    out = torch.empty(rows, weight.shape[0] * LANES, dtype=torch.int32, device="cpu")
+    offsets = torch.empty(rows, dtype=torch.int32, device="cpu")
     _LIBRARY.multiply_integers(activations.data_ptr(), weight.data_ptr(), out.data_ptr(), offsets.data_ptr(), rows,
                                columns, out.shape[1])
     return out
@@ -219,7 +235,7 @@ def multiply_scaled(codes: Tensor, token_scale: Tensor, weight: Tensor, weight_s
     """
     (rows, columns), outputs = codes.shape, weight.shape[0] * LANES
     cos, sin = (None, None) if rope is None else (_dense(rope[0]), _dense(rope[1]))
-    out, codes, token_scale = torch.empty(rows, outputs), _dense(codes), _dense(token_scale)
+    out, codes, token_scale = _empty(rows, outputs), _dense(codes), _dense(token_scale)
     _LIBRARY.multiply_scaled(
         codes.data_ptr(), token_scale.data_ptr(), weight.data_ptr(), weight_scale.data_ptr(),
         None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(), out.data_ptr(), rows, columns,
@@ -245,10 +261,10 @@ def feed_forward(codes: Tensor, token_scale: Tensor, wide: Tensor, wide_scale: T
     (rows, columns), width = codes.shape, wide.shape[0] * LANES // 2
     signs, base, right = rotation or (None, None, 1)
     n = width if signs is None else signs.numel()
-    scratch = torch.empty(_LIBRARY.feed_forward_scratch(width, n), dtype=torch.int8)
-    out, codes = torch.empty(rows, columns), _dense(codes)
+    scratch = torch.empty(_LIBRARY.feed_forward_scratch(width, n), dtype=torch.int8, device="cpu")
+    out, codes, token_scale = _empty(rows, columns), _dense(codes), _dense(token_scale)
     _LIBRARY.feed_forward(
-        codes.data_ptr(), _dense(token_scale).data_ptr(), wide.data_ptr(), wide_scale.data_ptr(),
+        codes.data_ptr(), token_scale.data_ptr(), wide.data_ptr(), wide_scale.data_ptr(),
         None if signs is None else signs.data_ptr(), None if base is None else base.data_ptr(), narrow.data_ptr(),
         narrow_scale.data_ptr(), out.data_ptr(), scratch.data_ptr(), rows, columns, width, n,
         1 if base is None else base.shape[0], right, largest, clip_ratio / largest, smallest_scale)
@@ -256,8 +272,14 @@ def feed_forward(codes: Tensor, token_scale: Tensor, wide: Tensor, wide_scale: T
 
 
 def _dense(x: Tensor) -> Tensor:
+    # To be given a name: what has none may be gone before its address is used.
     return x if x.is_contiguous() else x.contiguous()
 
 
 def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _dense(x), torch.empty(x.shape, dtype=torch.int8), torch.empty(*x.shape[:-1], 1)
+    return _dense(x), torch.empty(x.shape, dtype=torch.int8, device="cpu"), _empty(*x.shape[:-1], 1)
+
+
+def _empty(*shape: int) -> Tensor:
+    # Whatever torch's defaults are: C writes float32 to the CPU's memory.
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

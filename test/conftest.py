@@ -47,6 +47,14 @@ def tabletop():
     table.close()
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Building a policy sets the threads of the process; no test shall see those of the one before."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="session")
 def tiny_demo():
     """Builder of tiny demo models: ``tiny_demo(seed=0, chunk_steps=4, layers=3)``."""

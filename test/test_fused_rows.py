@@ -1,5 +1,9 @@
 """What one pass over rows gives is what torch's operations give."""
 
+import ctypes
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -213,6 +217,37 @@ def test_attention_is_left_to_torch_where_that_is_quicker(monkeypatch) -> None:
     assert not fused_rows.can_attend(x, x.transpose(-1, -2), x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert not fused_rows.can_attend(x, x, x)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_scales_that_do_not_lie_side_by_side_are_read_right(count, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    whole = quantize_tokens(torch.randn(3, 40, 160), 8)
+    some, same = whole.take(5), quantize_tokens(whole.take(5).dequantize(), 8)
+    same = type(same)(some.codes.contiguous(), some.scale.contiguous(), same.dtype)
+    assert not some.scale.is_contiguous()
+    product, table = make_product(), torch.rand(15, 8)
+    for way in (IntegerProduct.scaled, IntegerProduct.gated, lambda one: one.turned(table, -table, 3)):
+        found, expected = (way(dataclasses.replace(product, tokens=tokens)) for tokens in (some, same))
+        assert torch.equal(found, expected)
+
+
+def test_what_it_writes_to_does_not_depend_on_defaults() -> None:
+    x = torch.randn(4, 64)
+    expected = quantize_tokens(x, 4), HadamardRotation(64, 1)(x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = quantize_tokens(x, 4), HadamardRotation(64, 1, dtype=torch.float32)(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0].scale, expected[0].scale) and torch.equal(found[1], expected[1])
+
+
+def test_library_of_other_sources_is_refused(tmp_path) -> None:
+    (tmp_path / "other.c").write_text("int other;")
+    library = next(Path(fused_rows.__file__).parent.glob("_fused_rows*.so"))
+    with pytest.raises(ImportError, match="compiled from other sources than those beside it; run `make`"):
+        fused_rows._check_sources(ctypes.CDLL(str(library)), tmp_path, library)
 
 
 needs_product = pytest.mark.skipif(not fused_rows.HAS_INTEGER_PRODUCT, reason="needs AVX-512 VNNI")

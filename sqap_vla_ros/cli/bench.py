@@ -16,7 +16,7 @@ _RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name != "float")
 _DEFAULT_ENGINES = "float32,bfloat16,cpu"
 _EPILOG = f"""examples:
   sqap bench                                        float32, bfloat16 and W4A4 with 60 % of the tokens dropped
-  sqap bench demo --set prune.layer=0               tokens leave behind the first layer already
+  sqap bench demo --set prune.layer=0               tokens leave in the first layer already
   sqap bench demo --prune none                      what quantization brings alone
   sqap bench demo --recipe w4a4-rtn                 no calibration first: as fast when it runs, but acts worse
   sqap bench demo --engines cpu,reference --recipe w4a4-rtn --rounds 5

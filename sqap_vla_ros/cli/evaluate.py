@@ -20,7 +20,7 @@ _EPILOG = f"""examples:
   sqap evaluate --suite hard --scene moved-camera        harder tasks, seen from a camera that was knocked
   sqap evaluate --language other --episodes 100          does it listen? another block of the same scene is named
   sqap evaluate --blind gripper --out out/blind          does it look? the gripper's tokens say nothing any more
-  sqap evaluate --methods float,w4a4+sqap@0.6 --set prune.layer=1 --seeds validation
+  sqap evaluate --methods float,w4a4+sqap@0.6 --set prune.layer=2 --seeds validation
                                                          a knob of all methods, here where tokens leave
   sqap evaluate --seeds validation --episodes 30         while trying things out, so that test stays untouched
 

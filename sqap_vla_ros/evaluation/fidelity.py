@@ -31,8 +31,8 @@ class Fidelity:
 
     Scores are the attention that the last token gives to each visual token in layer ``prune.layer``, mean over the
     heads, from Q and K as the model multiplies them: rotated and rounded where its recipe does so. Pruning sees their
-    order and nothing else, so what quantization does to it is told by Spearman's rank correlation: 1 where the order is
-    the float model's, 0 where nothing of it is left. Tokens leave behind that layer, so both see every token in it.
+    order only, so what quantization does to it is told by Spearman's rank correlation: 1 where the order is the float
+    model's, 0 where nothing of it is left. Tokens leave inside that layer, so both see every token in front of it.
 
     :param action_mse: mean squared error of the normalised actions, over steps and dimensions too
     :param action_cosine: cosine between the two chunks of normalised actions, each as one vector

@@ -2,9 +2,10 @@
 
 The rules are those of SQAP-VLA (arXiv 2509.09090), its three parts one by one, and its rivals. All read the same
 score, what the last token attends to, so that comparing two rules compares the rules. Quantization shuffles tokens of
-middling attention and leaves the very top in order, so in SQAP attention chooses only a few; its other two parts read
-geometry, which quantization cannot touch. On a grid many points are equally far: there attention decides again, or
-chance where a rule must not know attention, and where it ties too the lower index.
+middling attention and leaves the very top in order, so in SQAP attention chooses only a few. Where the robot is, and
+how far patches are apart, quantization cannot touch; coverage in features reads the residual stream, which is never
+rounded itself and whose distances a rotation leaves alone. On a grid many points are equally far: there attention
+decides again, or chance where a rule must not know attention, and where it ties too the lower index.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ def feed_forward(siblings: Siblings, gate: nn.Module, up: nn.Module, online: nn.
     joined = siblings.join((gate, up))
     if joined is None or joined[0].dim() < 4 or down.group_size is not None or down.act_bits == FLOAT_BITS:
         return None
+    if down.out_features != x.shape[-1] or not all(map(fused_rows.is_fused_for, (joined[1], down.weight_scale))):
+        return None
     out = fused_rows.feed_forward(
         x.codes.view(-1, x.shape[-1]), x.scale, *joined, down.prepared, down.weight_scale, rotation,
         largest_code(down.act_bits), down.act_clip_ratio, SMALLEST_SCALE)

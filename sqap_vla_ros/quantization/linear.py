@@ -103,9 +103,12 @@ class QuantLinear(nn.Module):
                                          for packed in self.weight_packed.split(words, dim=1)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantLinear:
-        # What moves a module to another device comes through here.
-        self.changes += 1
+        # What moves a module to another device comes through here; each has a layout of its own.
+        device = self.weight_packed.device
         super()._apply(fn, recurse)
+        self.changes += 1
+        if self.weight_packed.device != device:
+            self.prepare_()
         return self
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
@@ -206,12 +209,12 @@ class Siblings:
         return self._joined
 
     def _join_(self, linears: Sequence[nn.Module]) -> None:
-        self._linears, self._joined = tuple(linears), None
-        self._alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
-        self._changes = [linear.changes for linear in self._alike]
-        if len(self._alike) < len(linears):
-            return
-        one, alike = self._alike[0], self._alike
+        alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
+        self._linears, self._alike, self._changes, self._joined = (), [], [], None
+        if len(alike) < len(linears):
+            return  # float ones are not kept, since they may be replaced
+        self._linears, self._alike, one = tuple(linears), alike, alike[0]
+        self._changes = [linear.changes for linear in alike]
         ways = {(linear.act_bits, linear.act_clip_ratio, linear.engine.name, linear.prepared.shape[1:],
                  linear.group_size, linear.bias is None) for linear in alike}
         if len(ways) > 1 or one.act_bits == FLOAT_BITS or one.group_size is not None or one.bias is not None:

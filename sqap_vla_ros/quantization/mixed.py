@@ -5,7 +5,8 @@ Rows of one width are stored together, each at what its width costs; all integer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,14 @@ class MixedLinear(nn.Module):
                    zeros(counts[16], columns, torch.bfloat16) if counts[16] else None,
                    torch.zeros(row_bits.shape[0], device=row_bits.device) if with_bias else None,
                    columns=columns, act_bits=act_bits, act_clip_ratio=act_clip_ratio, engine=engine)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MixedLinear:
+        # As in QuantLinear: each device has a layout of its own.
+        device = self.row_bits.device
+        super()._apply(fn, recurse)
+        if self.row_bits.device != device:
+            self.prepare_()
+        return self
 
     def prepare_(self) -> None:
         """Bring the rows into the form that is multiplied; needed again whenever what is stored changes.

@@ -32,7 +32,7 @@ class IntegerProduct:
         scale = self.tokens.scale
         if self._is_laid_out:
             out = fused_rows.multiply_scaled(self._codes, scale, self.weight, self.weight_scale)
-        elif fused_rows.is_fused_for(scale):
+        elif self._is_fused:
             out = fused_rows.scale_sums_(self._sums, scale, self.weight_scale)
         else:
             out = self._sums.to(scale.dtype).mul_(scale.reshape(-1, 1)).mul_(self.weight_scale)
@@ -45,7 +45,7 @@ class IntegerProduct:
         :param sin: the same, its first half negative
         """
         scale = self.tokens.scale
-        if not (fused_rows.is_fused_for(scale) and fused_rows.is_fused_for(cos)):
+        if not (self._is_fused and fused_rows.is_fused_for(cos) and cos.shape[0] == scale.numel()):
             return None
         if self._is_laid_out:
             return self._give(fused_rows.multiply_scaled(self._codes, scale, self.weight, self.weight_scale, (cos, sin),
@@ -54,15 +54,18 @@ class IntegerProduct:
 
     def gated(self) -> Tensor:
         """SwiGLU, (..., N / 2): silu of the first half of the outputs, times the second half."""
-        scale = self.tokens.scale
-        if fused_rows.is_fused_for(scale):
-            return self._give(fused_rows.gate_sums(self._sums, scale, self.weight_scale))
+        if self._is_fused:
+            return self._give(fused_rows.gate_sums(self._sums, self.tokens.scale, self.weight_scale))
         gate, up = self.scaled().chunk(2, dim=-1)
         return F.silu(gate) * up
 
     @property
+    def _is_fused(self) -> bool:
+        return fused_rows.is_fused_for(self.tokens.scale) and fused_rows.is_fused_for(self.weight_scale)
+
+    @property
     def _is_laid_out(self) -> bool:
-        return self.weight.dim() > 2 and fused_rows.is_fused_for(self.tokens.scale)
+        return self.weight.dim() > 2 and self._is_fused
 
     @property
     def _codes(self) -> Tensor:

@@ -137,13 +137,23 @@ def test_death_of_a_worker_is_told_and_the_others_end(sqap, untrained, tmp_path)
     (["--blind", "robot"], "invalid choice: 'robot'"), (["--language", "french"], "invalid choice: 'french'"),
     (["--methods", "w3a3"], "argument --methods"), (["--episodes", "0"], "0 is not allowed; take a whole number"),
     (["--workers", "0"], "argument --workers"), (["--fidelity", "-1"], "argument --fidelity"),
-    (["--execute-steps", "many"], "argument --execute-steps")])
+    (["--execute-steps", "many"], "argument --execute-steps"),
+    (["--set", "prune.depth=1"], "'prune.depth=1' sets no knob; write NAME=VALUE, with a name of prune.layer"),
+    (["--set", "prune.layer"], "sets no knob"), (["--set", "prune.rule=fastv"], "sets no knob"),
+    (["--set", "prune.layer=[1"], "is no value of prune.layer")])
 def test_wrong_use_exits_with_2_and_a_sentence(words, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", *words])
     assert end.value.code == 2
     captured = capsys.readouterr()
     assert sentence in captured.err and captured.out == ""
+
+
+def test_knob_that_cannot_be_so_is_refused_before_anything_is_written(untrained, tmp_path, capsys):
+    words = ["evaluate", "--checkpoint", str(untrained), "--out", str(tmp_path / "out"), "--set", "prune.layer=many"]
+    assert cli.main(words) == 1
+    assert "prune.layer must be int, got str 'many'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_recipe_without_observations_is_refused_before_anything_is_written(untrained, tmp_path, capsys):

@@ -23,13 +23,6 @@ HAND = RobotFootprint(("hand",), np.array([[13.5, 9.5]]), np.array([1.9]))
 FINGER = RobotFootprint(("finger",), np.array([[5.5, 21.5]]), np.array([1.9]))
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.fixture
 def build(tiny_demo, tmp_path):
     def build(model=None, **knobs):

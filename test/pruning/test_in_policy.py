@@ -19,10 +19,11 @@ def observe(seed):
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
-def test_every_rule_keeps_its_budget_and_repeats_whatever_ran_before(rule, tiny_demo, tmp_path):
+@pytest.mark.parametrize("space", ["patch", "feature"])
+def test_every_rule_keeps_its_budget_and_repeats_whatever_ran_before(rule, space, tiny_demo, tmp_path):
     save_model(tiny_demo(), tmp_path / "checkpoint")
     config = build_config({"model.checkpoint": str(tmp_path / "checkpoint"), "model.recipe": "float", "prune.layer": 0,
-                           "prune.pruned_ratio": 0.5, "prune.rule": rule, "prune.coverage_space": "patch"})
+                           "prune.pruned_ratio": 0.5, "prune.rule": rule, "prune.coverage_space": space})
     policy = build_policy(config)
     policy.warm_up()
     first, other, again = (policy.infer(observe(seed)) for seed in (1, 2, 1))
@@ -33,6 +34,6 @@ def test_every_rule_keeps_its_budget_and_repeats_whatever_ran_before(rule, tiny_
         assert (2 * 8 + 3 in tokens.kept) or rule not in ("sqap", "sqap-no-attention", "sqap-no-coverage")
     np.testing.assert_array_equal(first.tokens[0].kept, again.tokens[0].kept)
     np.testing.assert_array_equal(first.chunk.steps, again.chunk.steps)
-    # Only coverage keeps the same tokens of every picture, and so does its ablation with one robot.
+    # Only coverage of patches keeps the same tokens of every picture, and so does its ablation with one robot.
     same = np.array_equal(first.tokens[0].kept, other.tokens[0].kept)
-    assert same == (rule in ("coverage", "sqap-no-attention"))
+    assert same == (space == "patch" and rule in ("coverage", "sqap-no-attention"))

@@ -1,6 +1,7 @@
 """A quantized linear equals the float product of what its integers stand for."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -167,13 +168,15 @@ def test_output_has_the_type_of_the_input() -> None:
 def build_siblings(*, widths: tuple[str, ...] = ("W4A4",) * 3, bias: bool = False, engine: str = "cpu",
                    group_size: int | None = None) -> list[QuantLinear]:
     return [build(width, columns=128, channels=channels, bias=bias, engine=engine, group_size=group_size,
-                  clip_ratio=0.9)[1] for width, channels in zip(widths, (64, 24, 8), strict=True)]
+                  clip_ratio=0.9)[1] for width, channels in zip(widths, (64, 32, 16), strict=True)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rounded", [True, False])
-def test_siblings_give_to_the_bit_what_each_gives(engine: str, dtype: torch.dtype, rounded: bool) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_siblings_give_to_the_bit_what_each_gives(engine: str, dtype: torch.dtype, rounded: bool, threads: int) -> None:
+    torch.set_num_threads(threads)  # by which weights are laid out
     linears = build_siblings(engine=engine)
     x = torch.randn(2, 7, 128).to(dtype)
     given = quantize_tokens(x, 4, 0.9) if rounded else x
@@ -187,18 +190,22 @@ def test_siblings_give_to_the_bit_what_each_gives(engine: str, dtype: torch.dtyp
     assert torch.equal(siblings.multiply(linears, given, end=1).scaled(), expected[..., :64])
 
 
-def test_siblings_hold_their_weight_once() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_siblings_hold_their_weight_once(threads: int) -> None:
+    torch.set_num_threads(threads)
     linears = build_siblings()
     Siblings().multiply(linears, torch.randn(1, 3, 128))
     begin = linears[0].prepared.data_ptr()
-    assert [linear.prepared.data_ptr() - begin for linear in linears] == [0, 64 * 128, 88 * 128]
-    assert [linear.prepared_bytes for linear in linears] == [64 * 128, 24 * 128, 8 * 128]
+    assert [linear.prepared.data_ptr() - begin for linear in linears] == [0, 64 * 128, 96 * 128]
+    assert [linear.prepared_bytes for linear in linears] == [64 * 128, 32 * 128, 16 * 128]
 
 
-def test_siblings_notice_another_weight() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_siblings_notice_another_weight(threads: int) -> None:
+    torch.set_num_threads(threads)
     linears, siblings, x = build_siblings(), Siblings(), torch.randn(1, 3, 128)
     before = siblings.multiply(linears, x).scaled()
-    other = QuantLinear.from_linear(nn.Linear(128, 24, bias=False), weight_bits=4, act_bits=4, act_clip_ratio=0.9,
+    other = QuantLinear.from_linear(nn.Linear(128, 32, bias=False), weight_bits=4, act_bits=4, act_clip_ratio=0.9,
                                     engine=get_engine("cpu"))
     linears[1].load_state_dict(other.state_dict())
     after = siblings.multiply(linears, x).scaled()
@@ -216,6 +223,24 @@ def test_siblings_notice_another_weight() -> None:
 def test_siblings_of_different_kinds_go_each_their_own_way(linears: list[nn.Module]) -> None:
     x, siblings = torch.randn(1, 3, 128), Siblings()
     assert siblings.multiply(linears, x) is None and siblings.multiply(linears, x) is None
+
+
+def test_siblings_forget_float_linears() -> None:
+    linears, siblings = [nn.Linear(128, 16) for _ in range(2)], Siblings()
+    assert siblings.multiply(linears, torch.randn(1, 3, 128)) is None
+    watched = weakref.ref(linears[0])
+    linears[0] = build_siblings()[0]
+    assert watched() is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_converted_layer_still_multiplies(threads: int, dtype: torch.dtype) -> None:
+    torch.set_num_threads(threads)
+    _, quantized = build("W4A8", channels=48)
+    x = torch.randn(2, 5, 96)
+    expected = quantized(x)
+    assert torch.allclose(copy.deepcopy(quantized).to(dtype)(x), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_rows_of_a_batch_are_taken_from_each_its_own() -> None:
