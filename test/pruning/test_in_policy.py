@@ -37,3 +37,14 @@ def test_every_rule_keeps_its_budget_and_repeats_whatever_ran_before(rule, space
     # Only coverage of patches keeps the same tokens of every picture, and so does its ablation with one robot.
     same = np.array_equal(first.tokens[0].kept, other.tokens[0].kept)
     assert same == (space == "patch" and rule in ("coverage", "sqap-no-attention"))
+
+
+@pytest.mark.parametrize("recipe", ["w4a4-rtn", "w8a8"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_keeping_all_is_the_identity_to_the_bit_when_quantized(recipe, threads, tiny_demo, tmp_path):
+    save_model(tiny_demo(), tmp_path / "checkpoint")
+    knobs = {"model.checkpoint": str(tmp_path / "checkpoint"), "model.recipe": recipe, "model.threads": threads}
+    plain = build_policy(build_config({**knobs, "prune.rule": "none"})).infer(observe(1))
+    for layer in range(3):
+        kept = build_policy(build_config({**knobs, "prune.pruned_ratio": 0.0, "prune.layer": layer})).infer(observe(1))
+        np.testing.assert_array_equal(kept.chunk.steps, plain.chunk.steps)
