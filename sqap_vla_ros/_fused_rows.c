@@ -321,7 +321,8 @@ INLINE void score(const float *q, Head k, float *scores, ptrdiff_t keys, ptrdiff
 }
 
 /* Softmax of each lane over the keys up to its last one, but for the division by the sum, of which inverse is told. */
-INLINE void weigh(float *scores, const int32_t *last, float *inverse, ptrdiff_t keys, float scale) {
+INLINE void weigh(float *scores, const int32_t *last, const float *bias, float *inverse, ptrdiff_t keys,
+                  float scale) {
     Ints ends;
     memcpy(&ends, last, sizeof ends);
     Floats top = {0}, sum = {0};
@@ -329,6 +330,8 @@ INLINE void weigh(float *scores, const int32_t *last, float *inverse, ptrdiff_t 
     for (ptrdiff_t key = 0; key < keys; key++) {
         Floats x;
         load(&x, scores + key * LANES);
+        x *= scale;
+        if (bias) x += bias[key];
         SELECT(x, (int32_t)key > ends, (Floats){0} - INFINITY);
         memcpy(scores + key * LANES, &x, sizeof x);
         SELECT(top, x > top, x);
@@ -336,7 +339,7 @@ INLINE void weigh(float *scores, const int32_t *last, float *inverse, ptrdiff_t 
     for (ptrdiff_t key = 0; key < keys; key++) {
         Floats x;
         load(&x, scores + key * LANES);
-        x = (x - top) * scale;
+        x -= top;
         EXPONENTIAL(x);
         memcpy(scores + key * LANES, &x, sizeof x);
         sum += x;
@@ -355,11 +358,11 @@ INLINE void mix(const float *weights, Head v, const float *inverse, float *out, 
 }
 
 /* Attention, LANES queries at a time. Query i sees the keys up to last[i], which rises with i; nothing is computed for
- * keys that none of the LANES sees. ``group`` heads of q share one of k and v. out holds (queries, heads x size), size a
+ * keys that none of the LANES sees. bias, if there is one, is added to each key's logits. ``group`` heads of q share one of k and v. out holds (queries, heads x size), size a
  * multiple of LANES; scratch holds (size + keys) x LANES numbers. */
 FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head,
                   ptrdiff_t k_step, const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last,
-                  float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size,
+                  const float *bias, float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size,
                   float scale) {
     float *turned = scratch, *scores = scratch + size * LANES;
     for (ptrdiff_t first = 0; first < queries; first += LANES) {
@@ -377,7 +380,7 @@ FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const floa
             }
             float inverse[LANES];
             score(turned, key, scores, keys, size);
-            weigh(scores, ends, inverse, keys, scale);
+            weigh(scores, ends, bias, inverse, keys, scale);
             mix(scores, value, inverse, out + first * heads * size + head * size, heads * size, keys, size, lanes);
         }
     }

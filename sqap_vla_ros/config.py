@@ -64,6 +64,8 @@ class PruneKnobs:
                                   minimum=0.0, maximum=1.0)
     coverage_space: str = knob("feature", "What coverage calls far: 'patch' is the distance in the picture, 'feature' "
                                "that of the hidden states.", choices=("patch", "feature"))
+    area_attention: bool = knob(False, "Whether a kept token gets the attention of all tokens that it stands for, in "
+                                "the sqap rules.")
     seed: int = knob(0, "Seed of the rule 'random', and of ties where a rule must not see attention.", minimum=0,
                      maximum=999_999)
 

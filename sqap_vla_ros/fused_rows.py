@@ -26,7 +26,7 @@ _SIGNATURES = {
     "scale_and_turn_rows": [_POINTER] * 6 + [_LENGTH] * 4,
     "gate_rows": [_POINTER] * 4 + [_LENGTH] * 2,
     "rotate_rows": [_POINTER] * 5 + [_LENGTH] * 4,
-    "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 3 + [_LENGTH] * 4 + [_NUMBER],
+    "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 4 + [_LENGTH] * 4 + [_NUMBER],
     "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
     "multiply_integers": [_POINTER] * 4 + [_LENGTH] * 3,
     "multiply_scaled": [_POINTER] * 7 + [_LENGTH] * 5,
@@ -161,21 +161,23 @@ def can_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
             and torch.get_num_threads() == 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention in which each query sees the keys up to one of its own; no time is spent on those that it does not see.
 
     :param q: (B, H, Q, D), D a multiple of ``LANES`` whose numbers lie side by side
     :param k: (B, H / G, S, D); G heads of q share one
     :param v: as k
     :param last: (B, Q) int64, the last key that each query sees, rising
+    :param bias: (B, S) float32 added to the logits of each key
     :return: (B, Q, H D)
     """
     batch, heads, queries, size = q.shape
     out, scratch = _empty(batch, queries, heads * size), _empty((size + k.shape[2]) * LANES)
-    last = _dense(last)
+    last, bias = _dense(last), None if bias is None else _dense(bias)
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend(one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2],
-                        one_v.data_ptr(), *one_v.stride()[:2], last[one].data_ptr(), out[one].data_ptr(),
+                        one_v.data_ptr(), *one_v.stride()[:2], last[one].data_ptr(),
+                        None if bias is None else bias[one].data_ptr(), out[one].data_ptr(),
                         scratch.data_ptr(), heads, heads // k.shape[1], queries, size, size**-0.5)
     return out
 

@@ -199,6 +199,11 @@ def test_attention_is_that_of_the_keys_seen(batch, heads, kv_heads, size, length
     wide_k, wide_v = (part.double().repeat_interleave(heads // kv_heads, 1) for part in (k, v))
     expected = F.scaled_dot_product_attention(q.double(), wide_k, wide_v, attn_mask=mask)
     found = fused_rows.attend(q, k, v, last)
+    bias = torch.randn(batch, length + 1)[:, 1:]
+    wide_mask = torch.where(mask, bias[:, None, None].double(), float("-inf"))
+    biased = F.scaled_dot_product_attention(q.double(), wide_k, wide_v, attn_mask=wide_mask)
+    torch.testing.assert_close(fused_rows.attend(q, k, v, last, bias).double(), biased.transpose(1, 2).flatten(2),
+                               rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.double(), expected.transpose(1, 2).flatten(2), rtol=1e-4, atol=1e-4)
 
 

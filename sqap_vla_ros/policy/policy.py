@@ -22,7 +22,7 @@ from sqap_vla_ros.data import (
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.geometry.image_map import ImageMap
-from sqap_vla_ros.models.llama import PruneStep
+from sqap_vla_ros.models.llama import Choice, PruneStep
 from sqap_vla_ros.models.registry import Checkpoint, load_checkpoint
 from sqap_vla_ros.models.vla import VlaModel
 from sqap_vla_ros.policy.compression import find_observations
@@ -178,11 +178,11 @@ class Policy:
         if self.pruner is not None:
             pruner = self.pruner
 
-            def select(scores: Tensor, hidden: Tensor) -> Tensor:
+            def select(scores: Tensor, hidden: Tensor) -> Choice:
                 nonlocal tokens
                 selections = pruner.select(scores, hidden, (robot_mask,), draw)
                 tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
-                return pruner.positions(selections)
+                return Choice(pruner.positions(selections), pruner.log_areas(selections))
 
             prune = PruneStep(pruner.layer, sequence.visual, select)
         hidden = self.model.decoder(sequence.embeddings, sequence.positions, prune=prune,

@@ -124,6 +124,26 @@ class Pruner:
         offsets = [sum(self._totals[:index]) for index in range(len(self._totals))]
         return torch.cat([selection.kept + offset for selection, offset in zip(selections, offsets, strict=True)])[None]
 
+    def log_areas(self, selections: Sequence[Selection]) -> Tensor | None:
+        """Natural logarithm of how many tokens of its picture each kept one stands for; None where nobody asked for it.
+
+        Each token counts for the kept one that is nearest on the grid. Added to the logits of keys, it gives a kept
+        token the attention of all that it stands for, as proportional attention does to merged ones (Bolya et al.,
+        arXiv 2210.09461, section 3).
+
+        :param selections: one per picture, of :meth:`select`
+        :return: (1, K) float32 in the order of :meth:`positions`
+        """
+        weighs = self.knobs.area_attention and self.knobs.rule.startswith("sqap")
+        if not weighs or self.kept_count == self.total_count:
+            return None
+        areas = []
+        for patches, selection in zip(self._patches, selections, strict=True):
+            nearest = patches.between.index_select(1, selection.kept).argmin(1)
+            ones = torch.ones_like(nearest, dtype=torch.float32)
+            areas.append(torch.zeros_like(selection.kept, dtype=torch.float32).index_add_(0, nearest, ones).log_())
+        return torch.cat(areas)[None]
+
     def _check_shapes(self, scores: Tensor, hidden: Tensor, robot_masks: Sequence[Tensor | None]) -> None:
         grids = " and ".join(f"{rows} x {columns}" for rows, columns in self.grids)
         if len(robot_masks) != len(self.grids):

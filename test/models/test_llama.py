@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, PruneStep
+from sqap_vla_ros.models.llama import Choice, LlamaConfig, LlamaDecoder, PruneStep
 from sqap_vla_ros.models.rope import rope_tables
 
 LENGTH, VISUAL = 40, slice(3, 27)
@@ -44,8 +44,12 @@ def prune_at(layer, kept, seen=None):
     def select(scores, hidden):
         if seen is not None:
             seen.append((scores, hidden))
-        return kept.expand(scores.shape[0], -1)
+        return Choice(kept.expand(scores.shape[0], -1))
     return PruneStep(layer, VISUAL, select)
+
+
+def biased(step, bias):
+    return step._replace(select=lambda scores, hidden: step.select(scores, hidden)._replace(bias=bias))
 
 
 def tables(decoder, positions, dtype=torch.float64):
@@ -138,10 +142,28 @@ def test_each_of_a_batch_keeps_its_own():
     decoder = make_decoder()
     x, positions = make_input()
     choices = torch.stack((keep_of(9, seed=5), keep_of(9, seed=6)))
-    both = decoder(x, positions, prune=PruneStep(1, VISUAL, lambda scores, hidden: choices))
+    both = decoder(x, positions, prune=PruneStep(1, VISUAL, lambda scores, hidden: Choice(choices)))
     for index in range(2):
         alone = decoder(x[index:index + 1], positions[:1], prune=prune_at(1, choices[index]))
         torch.testing.assert_close(both[index:index + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tail", [None, 1, 3])
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_bias_is_added_to_the_keys_of_kept_tokens_in_the_layers_behind(layer, tail):
+    decoder = make_decoder(2, dtype=torch.float64)
+    x, positions = make_input(dtype=torch.float64)
+    kept, bias = keep_of(9), torch.rand(2, 9)
+    found = decoder(x, positions, prune=biased(prune_at(layer, kept), bias), tail=tail)
+    stays = torch.ones(LENGTH, dtype=torch.bool)
+    stays[VISUAL] = False
+    stays[kept + VISUAL.start] = True
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    wide = torch.zeros(2, 1, 1, LENGTH, dtype=torch.float64)
+    wide[..., kept + VISUAL.start] = bias[:, None, None].double()
+    hidden = torch.where(causal & (stays[None] | torch.eye(LENGTH, dtype=torch.bool)), wide, float("-inf"))
+    reference = make_hidden_reference(decoder, x, positions, layer, causal[None, None], hidden)[:, stays]
+    torch.testing.assert_close(found, reference if tail is None else reference[:, -tail:], atol=1e-7, rtol=1e-7)
 
 
 def count_rows(decoder):

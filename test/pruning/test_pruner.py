@@ -8,7 +8,7 @@ from torch import Tensor
 from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.data import TokenRule
 from sqap_vla_ros.errors import ConfigError, InferenceError
-from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder, PruneStep
+from sqap_vla_ros.models.llama import Choice, LlamaConfig, LlamaDecoder, PruneStep
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.pruning.selection import RULES
 
@@ -116,10 +116,10 @@ def test_keeping_all_is_the_identity_to_the_bit(rule: str, ratio: float) -> None
     x, positions = torch.randn(1, 22, 32), torch.arange(22)[None]
     unpruned = []
 
-    def select(scores: Tensor, hidden: Tensor) -> Tensor:
+    def select(scores: Tensor, hidden: Tensor) -> Choice:
         selections = pruner.select(scores, hidden, [None])
         unpruned.append(selections[0].token_use((4, 4)).count(TokenRule.UNPRUNED))
-        return pruner.positions(selections)
+        return Choice(pruner.positions(selections))
 
     with torch.inference_mode():
         whole = decoder(x, positions)
@@ -211,3 +211,24 @@ def test_what_is_not_of_the_grids_is_refused(scores: tuple[int, ...], hidden: tu
     given = [None if size is None else torch.zeros(size, dtype=torch.bool) for size in masks]
     with pytest.raises(InferenceError, match=words):
         Pruner(PruneKnobs(), ONE).select(torch.zeros(scores), torch.zeros(hidden), given)
+
+
+def test_every_token_is_counted_for_the_kept_one_nearest_to_it() -> None:
+    pruner = Pruner(PruneKnobs(pruned_ratio=0.6, area_attention=True), [(16, 16), (4, 4)])
+    scores, hidden = torch.rand(1, 272), torch.randn(1, 272, 8)
+    selections = pruner.select(scores, hidden, [None, None])
+    areas = pruner.log_areas(selections)
+    assert areas is not None and areas.shape == (1, pruner.kept_count)
+    counts = areas.exp().round()
+    assert counts.min() == 1 and counts[0, :102].sum() == 256 and counts[0, 102:].sum() == 16
+    kept = selections[0].kept
+    row, column = kept // 16, kept % 16
+    nearest = [int(((row - token // 16) ** 2 + (column - token % 16) ** 2).argmin()) for token in range(256)]
+    assert counts[0, :102].tolist() == [nearest.count(index) for index in range(102)]
+
+
+@pytest.mark.parametrize("knobs", [PruneKnobs(), PruneKnobs(rule="fastv", area_attention=True),
+                                   PruneKnobs(pruned_ratio=0.0, area_attention=True)])
+def test_kept_tokens_stand_for_themselves_alone_where_nothing_else_is_said(knobs: PruneKnobs) -> None:
+    pruner = Pruner(knobs, [(16, 16)])
+    assert pruner.log_areas(pruner.select(torch.rand(1, 256), torch.randn(1, 256, 8), [None])) is None

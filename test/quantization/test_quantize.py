@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.models.llama import PruneStep, RMSNorm
+from sqap_vla_ros.models.llama import Choice, PruneStep, RMSNorm
 from sqap_vla_ros.quantization.gptq import Hessian, factorize, round_with_compensation
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.integer import unpack
@@ -209,7 +209,7 @@ def test_rotated_keys_keep_the_scores_that_outliers_spoil(sqnr_db) -> None:
 
 def test_quantized_model_prunes(tiny) -> None:
     quantize_(tiny.model, W4A4())
-    prune = PruneStep(0, slice(1, 17), lambda scores, _: scores.topk(6).indices.sort().values)
+    prune = PruneStep(0, slice(1, 17), lambda scores, _: Choice(scores.topk(6).indices.sort().values))
     assert tiny.hidden(tiny.model, prune).shape == (1, 16 + 2 + 4 - 10, 64)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.models.llama import PruneStep
+from sqap_vla_ros.models.llama import Choice, PruneStep
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.rotation import Reader, RotationPlan, RotationSites, fold_norms_, rotate_
 
@@ -66,9 +66,9 @@ def test_attention_scores_are_unchanged(tiny) -> None:
     model = tiny.model.double()
     scores: list[Tensor] = []
 
-    def select(given: Tensor, _: Tensor) -> Tensor:
+    def select(given: Tensor, _: Tensor) -> Choice:
         scores.append(given)
-        return given.topk(5).indices.sort().values
+        return Choice(given.topk(5).indices.sort().values)
 
     prune = PruneStep(0, slice(1, 17), select)
     before = tiny.hidden(model, prune)
