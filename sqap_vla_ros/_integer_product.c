@@ -1,6 +1,6 @@
 /* (M, K) int8 times (N, K) int8 to int32, for processors with AVX-512 VNNI, which multiply bytes and add up four
  * products in one instruction. The weight is laid out once, when it is loaded; oneDNN's product behind torch._int_mm does
- * that at every call, which for a few hundred tokens takes as long as multiplying. */
+ * that at every call. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -24,7 +24,7 @@ void scale_rows(const int32_t *sums, const float *token_scale, const float *weig
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #define INLINE static inline __attribute__((always_inline)) VNNI
 
-enum { OUTPUTS = 16, BYTES = 64 };
+enum { OUTPUTS = 16 };
 
 int has_integer_product(void) {
     __builtin_cpu_init();
@@ -113,12 +113,12 @@ void multiply_scaled(const int8_t *codes, const float *token_scale, const uint8_
     }
 }
 
-/* A rounded SwiGLU whole: product, gate, rotation, rounding, product. The rotation is left out without signs; it works
- * in blocks of n numbers. scratch holds feed_forward_scratch(width, n) bytes. */
 ptrdiff_t feed_forward_scratch(ptrdiff_t width, ptrdiff_t n) {
     return 4 * (TOKENS * (2 * width + width + 2) + n) + TOKENS * width;
 }
 
+/* A rounded SwiGLU whole: product, gate, rotation, rounding, product. The rotation is left out without signs; it works
+ * in blocks of n numbers. scratch holds feed_forward_scratch(width, n) bytes. */
 void feed_forward(const int8_t *codes, const float *token_scale, const uint8_t *wide, const float *wide_scale,
                   const float *signs, const float *base, const uint8_t *narrow, const float *narrow_scale, float *out,
                   float *scratch, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n, ptrdiff_t base_size,

@@ -1,7 +1,7 @@
 """What happens to the rows of a matrix between two integer products, each in one pass, in C.
 
-In torch's own operations the same takes three to ten passes through memory and as many calls, and on a CPU that is what
-is left once the products are integers. The results are those of the torch operations beside which these are called, but
+In torch's own operations the same takes several passes through memory and as many calls, and on a CPU that is what is
+left once the products are integers. The results are those of the torch operations beside which these are called, but
 for the last bit of a float. All take float32 on the CPU of which nobody wants a gradient; :func:`is_fused_for` tells.
 """
 
