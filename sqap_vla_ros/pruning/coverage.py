@@ -92,18 +92,20 @@ def fill_in_fixed_shape(seeds: Tensor, robot_priority: Tensor, preference: Tenso
     return torch.cat(order)
 
 
-def rank_robot(seeds: Tensor, robot_mask: Tensor, patches: TokenDistances) -> Tensor:
-    """How early each robot token is taken: the nearer to the footprint's centroid the earlier.
+def rank_robot(seeds: Tensor, robot_mask: Tensor, patches: TokenDistances, most: int) -> Tensor:
+    """How early each robot token is taken: the nearer to the footprint's centroid the earlier, up to so many.
 
     Sums of squared distances to all robot tokens are ordered as distances to their centroid, and are whole numbers.
 
     :param seeds: (A,) int64, tokens already kept
     :param robot_mask: (N,) bool, tokens that show the robot
     :param patches: distances on the token grid
-    :return: (N,) float32: 1 or more, highest first; 0 for a token without robot or already kept
+    :param most: how many rank at all, ties to the lower index
+    :return: (N,) float32: 1 or more, highest first; 0 for a token without robot, already kept or one too many
     """
     spread = patches.between @ robot_mask.to(patches.between.dtype)  # (N, N) @ (N,)
-    return torch.where(robot_mask, spread.max() - spread + 1.0, 0.0).index_fill(0, seeds, 0.0)
+    priority = torch.where(robot_mask, spread.max() - spread + 1.0, 0.0).index_fill(0, seeds, 0.0)
+    return priority.index_fill(0, priority.sort(descending=True, stable=True).indices[most:], 0.0)
 
 
 def _table(distances: TokenDistances, preference: Tensor) -> Tensor:

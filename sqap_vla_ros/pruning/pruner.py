@@ -97,8 +97,8 @@ class Pruner:
             rule = RULES[self.knobs.rule] if kept_count < self._totals[index] else keep_all
             selections.append(rule(Candidates(
                 part, features, self._nobody[index] if mask is None else mask, self._patches[index], kept_count,
-                round(kept_count * self.knobs.attention_ratio), self.knobs.coverage_space, self.knobs.seed,
-                draw ^ scatter_bits(index), self._fixed_shape)))
+                round(kept_count * self.knobs.attention_ratio), round(kept_count * self.knobs.robot_ratio),
+                self.knobs.coverage_space, self.knobs.seed, draw ^ scatter_bits(index), self._fixed_shape)))
         return tuple(selections)
 
     @contextmanager

@@ -35,6 +35,7 @@ class Candidates:
     :param patches: distances on the token grid
     :param kept_count: K, 1 to N
     :param attention_count: how many of them attention chooses in SQAP, 0 to K
+    :param robot_count: how many of them at most the robot takes in SQAP, 0 to K
     :param coverage_space: 'patch' or 'feature', what coverage calls far
     :param seed: of chance that is the same for every picture
     :param draw: of chance that is this picture's own; a () int64 tensor where a CUDA graph is to be replayed
@@ -47,6 +48,7 @@ class Candidates:
     patches: TokenDistances
     kept_count: int
     attention_count: int
+    robot_count: int
     coverage_space: str
     seed: int
     draw: int | Tensor
@@ -81,8 +83,8 @@ def keep_all(tokens: Candidates) -> Selection:
 def select_sqap(tokens: Candidates) -> Selection:
     """A few by attention, then the robot, then farthest points until K are kept.
 
-    A footprint larger than the room that attention leaves is cut to the tokens nearest to its centroid, and coverage
-    gets none. Without a footprint coverage fills all the room.
+    A footprint larger than its share is cut to the tokens nearest to its centroid; the rest of it is covered as all
+    else is. Without a footprint coverage fills all the room.
     """
     return _cover(tokens, rank_by_attention(tokens.scores), tokens.attention_count, tokens.robot_mask)
 
@@ -102,7 +104,7 @@ def select_sqap_without_coverage(tokens: Candidates) -> Selection:
     """A few by attention, then the robot, then attention again for what coverage would have chosen."""
     ranking = rank_by_attention(tokens.scores)
     seeds = ranking[:tokens.attention_count]
-    robot = rank_robot(seeds, tokens.robot_mask, tokens.patches)
+    robot = rank_robot(seeds, tokens.robot_mask, tokens.patches, tokens.robot_count)
     order = torch.where(robot > 0.0, robot, _prefer(ranking)).index_fill(0, seeds, -1.0)
     others = order.sort(descending=True, stable=True).indices[:tokens.kept_count - len(seeds)]
     rules = torch.where(robot > 0.0, int(TokenRule.ROBOT), int(TokenRule.ATTENTION))
@@ -179,7 +181,7 @@ def _cover(tokens: Candidates, ranking: Tensor, first_count: int, robot_mask: Te
     distances = tokens.patches
     if tokens.coverage_space == "feature":
         distances = TokenDistances.of_features(tokens.features)
-    robot = rank_robot(seeds, robot_mask, tokens.patches)
+    robot = rank_robot(seeds, robot_mask, tokens.patches, tokens.robot_count)
     fill = fill_in_fixed_shape if tokens.fixed_shape else fill_on_host
     others = fill(seeds, robot, preference, distances, tokens.kept_count - first_count)
     rules = torch.where(robot > 0.0, int(TokenRule.ROBOT), int(TokenRule.COVERAGE))

@@ -35,7 +35,7 @@ def make_tokens(patches: TokenDistances) -> Callable[..., Candidates]:
     def make_tokens(picture: int, **changes: object) -> Candidates:
         generator = torch.Generator().manual_seed(picture)
         tokens = Candidates(torch.rand(256, generator=generator), torch.randn(256, 24, generator=generator),
-                            torch.zeros(256, dtype=torch.bool), patches, 100, 10, "patch", seed=0, draw=picture,
+                            torch.zeros(256, dtype=torch.bool), patches, 100, 10, 100, "patch", seed=0, draw=picture,
                             fixed_shape=False)
         return replace(tokens, **changes)
     return make_tokens

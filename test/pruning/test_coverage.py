@@ -91,7 +91,7 @@ def test_robot_tokens_rank_by_their_distance_from_the_centroid() -> None:
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[2:5, 4:13] = True
     mask[4, 12] = False
-    rank = rank_robot(torch.tensor([3 * 16 + 8]), mask.flatten(), PATCHES)
+    rank = rank_robot(torch.tensor([3 * 16 + 8]), mask.flatten(), PATCHES, 256)
     assert set(rank.nonzero()[:, 0].tolist()) == set(mask.flatten().nonzero()[:, 0].tolist()) - {3 * 16 + 8}
     assert float(rank[rank > 0].min()) >= 1.0
     where = mask.nonzero().double()
@@ -103,6 +103,18 @@ def test_robot_tokens_rank_by_their_distance_from_the_centroid() -> None:
                 assert ranks[first] > ranks[second]
 
 
+def test_robot_tokens_beyond_their_share_do_not_rank() -> None:
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[2:5, 4:13] = True
+    seeds = torch.tensor([3 * 16 + 8, 0])
+    every = rank_robot(seeds, mask.flatten(), PATCHES, 256)
+    for most in (0, 1, 7, 26, 27):
+        few = rank_robot(seeds, mask.flatten(), PATCHES, most)
+        assert int(few.count_nonzero()) == min(most, 26)
+        assert torch.equal(few[few > 0.0], every[few > 0.0])
+        assert float(every[few == 0.0].max()) <= float(few[few > 0.0].min()) if 0 < most < 26 else True
+
+
 def test_fixed_shape_form_makes_the_same_choice() -> None:
     generator = torch.Generator().manual_seed(5)
     for _ in range(40):
@@ -110,7 +122,7 @@ def test_fixed_shape_form_makes_the_same_choice() -> None:
         mask = torch.rand(256, generator=generator) < torch.rand((), generator=generator) ** 2
         count = int(torch.randint(0, 160, (), generator=generator))
         preference = torch.randperm(256, generator=generator) / 256
-        robot = rank_robot(seeds, mask, PATCHES)
+        robot = rank_robot(seeds, mask, PATCHES, int(torch.randint(0, 256, (), generator=generator)))
         for distances in (PATCHES, TokenDistances.of_features(torch.randn(256, 8, generator=generator))):
             expected = fill_on_host(seeds, robot, preference, distances, count)
             assert torch.equal(fill_in_fixed_shape(seeds, robot, preference, distances, count), expected)

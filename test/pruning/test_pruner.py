@@ -214,7 +214,7 @@ def test_what_is_not_of_the_grids_is_refused(scores: tuple[int, ...], hidden: tu
 
 
 def test_every_token_is_counted_for_the_kept_one_nearest_to_it() -> None:
-    pruner = Pruner(PruneKnobs(pruned_ratio=0.6, area_attention=True), [(16, 16), (4, 4)])
+    pruner = Pruner(PruneKnobs(pruned_ratio=0.6), [(16, 16), (4, 4)])
     scores, hidden = torch.rand(1, 272), torch.randn(1, 272, 8)
     selections = pruner.select(scores, hidden, [None, None])
     areas = pruner.log_areas(selections)
@@ -227,8 +227,8 @@ def test_every_token_is_counted_for_the_kept_one_nearest_to_it() -> None:
     assert counts[0, :102].tolist() == [nearest.count(index) for index in range(102)]
 
 
-@pytest.mark.parametrize("knobs", [PruneKnobs(), PruneKnobs(rule="fastv", area_attention=True),
-                                   PruneKnobs(pruned_ratio=0.0, area_attention=True)])
+@pytest.mark.parametrize("knobs", [PruneKnobs(area_attention=False), PruneKnobs(rule="fastv"),
+                                   PruneKnobs(pruned_ratio=0.0)])
 def test_kept_tokens_stand_for_themselves_alone_where_nothing_else_is_said(knobs: PruneKnobs) -> None:
     pruner = Pruner(knobs, [(16, 16)])
     assert pruner.log_areas(pruner.select(torch.rand(1, 256), torch.randn(1, 256, 8), [None])) is None

@@ -121,6 +121,13 @@ def test_large_footprint_keeps_what_is_nearest_to_its_centroid(name: str, make_t
     assert float(inside.max()) <= float(outside.min())
 
 
+@pytest.mark.parametrize("name", ["sqap", "sqap-no-attention", "sqap-no-coverage"])
+def test_what_a_large_footprint_may_not_take_goes_to_the_others(name: str, make_tokens: Make, block: Block) -> None:
+    selection = RULES[name](make_tokens(2, kept_count=60, robot_count=15, robot_mask=block(0, 16, 0, 13)))
+    taken = {"sqap": [10, 15, 35, 0], "sqap-no-attention": [0, 15, 45, 0], "sqap-no-coverage": [45, 15, 0, 0]}
+    assert counts_of(selection) == taken[name]
+
+
 def test_robot_tokens_chosen_by_attention_count_as_attention(make_tokens: Make, block: Block) -> None:
     robot = block(4, 6, 4, 6)
     tokens = make_tokens(0, scores=robot.float(), kept_count=20, attention_count=4, robot_mask=robot)
