@@ -97,6 +97,14 @@ FUSED void scale_rows(const int32_t *sums, const float *token_scale, const float
             out[m * width + n] = (float)sums[m * width + n] * token_scale[m] * weight_scale[n];
 }
 
+/* The same on top of ``onto``. */
+FUSED void add_scaled_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, const float *onto,
+                           float *out, ptrdiff_t rows, ptrdiff_t width) {
+    for (ptrdiff_t m = 0; m < rows; m++)
+        for (ptrdiff_t n = 0; n < width; n++)
+            out[m * width + n] = onto[m * width + n] + (float)sums[m * width + n] * token_scale[m] * weight_scale[n];
+}
+
 /* out may be the memory of sums. */
 FUSED void scale_and_turn_rows(const int32_t *sums, const float *token_scale, const float *weight_scale,
                                const float *cosine, const float *sine, float *out, ptrdiff_t rows, ptrdiff_t width,
@@ -140,8 +148,8 @@ FUSED void scale_and_turn_rows(const int32_t *sums, const float *token_scale, co
 /* x = condition ? other : x, lane by lane. */
 #define SELECT(x, condition, other) x = (Floats)(((Ints)(x) & ~(condition)) | ((Ints)(other) & (condition)))
 
-/* x = exp(x) = 2^whole x 2^part, to within 1e-7 of itself and x / 2^24; x is cut to where that is a normal number. Added and taken
- * away, 1.5 x 2^23 rounds to the nearest whole number, which then stands in the last bits. */
+/* x = exp(x) = 2^whole x 2^part, to within 1e-7 of itself and x / 2^24; x is cut to where that is a normal number.
+ * Added and taken away, 1.5 x 2^23 rounds to the nearest whole number, which then stands in the last bits. */
 #define EXPONENTIAL(x)                                                                                                \
     do {                                                                                                              \
         const float magic = 12582912.0f;                                                                              \
@@ -358,12 +366,12 @@ INLINE void mix(const float *weights, Head v, const float *inverse, float *out, 
 }
 
 /* Attention, LANES queries at a time. Query i sees the keys up to last[i], which rises with i; nothing is computed for
- * keys that none of the LANES sees. bias, if there is one, is added to each key's logits. ``group`` heads of q share one of k and v. out holds (queries, heads x size), size a
- * multiple of LANES; scratch holds (size + keys) x LANES numbers. */
+ * keys that none of the LANES sees. bias, if there is one, is added to each key's logits. ``group`` heads of q share one
+ * of k and v. out holds (queries, heads x size), size a multiple of LANES; scratch holds (size + keys) x LANES numbers. */
 FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head,
                   ptrdiff_t k_step, const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last,
-                  const float *bias, float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size,
-                  float scale) {
+                  const float *bias, float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries,
+                  ptrdiff_t size, float scale) {
     float *turned = scratch, *scores = scratch + size * LANES;
     for (ptrdiff_t first = 0; first < queries; first += LANES) {
         const ptrdiff_t lanes = queries - first < LANES ? queries - first : LANES;
@@ -384,4 +392,37 @@ FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const floa
             mix(scores, value, inverse, out + first * heads * size + head * size, heads * size, keys, size, lanes);
         }
     }
+}
+
+/* steps x (1 - cosine) between every two of n rows, to the nearest whole number and at least 0; 2 x steps to a row with a
+ * NaN. scratch holds n x width + (width + n) x LANES numbers. */
+FUSED void cosine_steps(const float *rows, float *out, float *scratch, ptrdiff_t n, ptrdiff_t width, float steps) {
+    float *unit = scratch, *turned = unit + n * width, *cosines = turned + width * LANES;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const float *row = rows + i * width;
+        float total = 0.0f;
+        for (ptrdiff_t d = 0; d < width; d++) total += row[d] * row[d];
+        total = sqrtf(total);
+        const float inverse = 1.0f / (total < 1e-12f ? 1e-12f : total);
+        for (ptrdiff_t d = 0; d < width; d++) unit[i * width + d] = row[d] * inverse;
+    }
+    const float magic = 12582912.0f; /* as in round_row */
+    for (ptrdiff_t first = 0; first < n; first += LANES) {
+        const ptrdiff_t lanes = n - first < LANES ? n - first : LANES;
+        for (ptrdiff_t lane = 0; lane < LANES; lane++)
+            for (ptrdiff_t d = 0; d < width; d++)
+                turned[d * LANES + lane] = unit[(first + (lane < lanes ? lane : 0)) * width + d];
+        score(turned, (Head){unit + first * width, width}, cosines, n - first, width);
+        for (ptrdiff_t other = first; other < n; other++) {
+            Floats x;
+            load(&x, cosines + (other - first) * LANES);
+            x = (1.0f - x) * steps;
+            SELECT(x, x < 0.0f, (Floats){0});
+            SELECT(x, x != x, (Floats){0} + 2.0f * steps);
+            x = (x + magic) - magic;
+            for (ptrdiff_t lane = 0; lane < lanes && first + lane < other; lane++)
+                out[other * n + first + lane] = out[(first + lane) * n + other] = x[lane];
+        }
+    }
+    for (ptrdiff_t i = 0; i < n; i++) out[i * n + i] = 0.0f;
 }

@@ -1,16 +1,23 @@
 /* (M, K) int8 times (N, K) int8 to int32, for processors with AVX-512 VNNI, which multiply bytes and add up four
- * products in one instruction. The weight is laid out once, when it is loaded; oneDNN's product behind torch._int_mm does
- * that at every call. */
+ * products in one instruction. The weight is laid out once, when it is loaded; oneDNN's product behind torch._int_mm
+ * does that at every call. */
 
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 /* From _fused_rows.c. */
+void add_scaled_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, const float *onto,
+                     float *out, ptrdiff_t rows, ptrdiff_t width);
+void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head, ptrdiff_t k_step,
+            const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last, const float *bias, float *out,
+            float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size, float scale);
 void gate_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out, ptrdiff_t rows,
                ptrdiff_t width);
 void rotate_rows(const float *x, const float *signs, const float *base, float *out, float *other, ptrdiff_t blocks,
                  ptrdiff_t n, ptrdiff_t base_size, ptrdiff_t right);
+void round_normalized_rows(const float *x, int8_t *codes, float *scale, ptrdiff_t rows, ptrdiff_t width, float largest,
+                           float step, float smallest, float eps);
 void round_rows(const float *x, int8_t *codes, float *scale, ptrdiff_t rows, ptrdiff_t width, float largest, float step,
                 float smallest);
 void scale_and_turn_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, const float *cosine,
@@ -19,12 +26,12 @@ void scale_and_turn_rows(const int32_t *sums, const float *token_scale, const fl
 void scale_rows(const int32_t *sums, const float *token_scale, const float *weight_scale, float *out, ptrdiff_t rows,
                 ptrdiff_t width);
 
+enum { OUTPUTS = 16 };
+
 #ifdef __x86_64__
 #include <immintrin.h>
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #define INLINE static inline __attribute__((always_inline)) VNNI
-
-enum { OUTPUTS = 16 };
 
 int has_integer_product(void) {
     __builtin_cpu_init();
@@ -113,27 +120,56 @@ void multiply_scaled(const int8_t *codes, const float *token_scale, const uint8_
     }
 }
 
-ptrdiff_t feed_forward_scratch(ptrdiff_t width, ptrdiff_t n) {
-    return 4 * (TOKENS * (2 * width + width + 2) + n) + TOKENS * width;
+/* Bytes for attend_and_project: its heads, offsets, scales, codes, and what attend needs. */
+ptrdiff_t attention_scratch(ptrdiff_t width, ptrdiff_t outputs, ptrdiff_t size, ptrdiff_t keys) {
+    return 4 * (TOKENS * (width + outputs + 2) + (size + keys) * OUTPUTS) + TOKENS * width;
 }
 
-/* A rounded SwiGLU whole: product, gate, rotation, rounding, product. The rotation is left out without signs; it works
- * in blocks of n numbers. scratch holds feed_forward_scratch(width, n) bytes. */
-void feed_forward(const int8_t *codes, const float *token_scale, const uint8_t *wide, const float *wide_scale,
-                  const float *signs, const float *base, const uint8_t *narrow, const float *narrow_scale, float *out,
-                  float *scratch, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n, ptrdiff_t base_size,
-                  ptrdiff_t right, float largest, float step, float smallest) {
-    int32_t *sums = (int32_t *)scratch, *offsets = sums + TOKENS * 2 * width;
+/* Attention as ``attend`` does it, rounding, product, on top of ``onto``; out and onto hold (queries, outputs). scratch
+ * holds attention_scratch(heads x size, outputs, size, keys) bytes. */
+void attend_and_project(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head,
+                        ptrdiff_t k_step, const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last,
+                        const float *bias, const uint8_t *weight, const float *weight_scale, const float *onto,
+                        float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries, ptrdiff_t size,
+                        ptrdiff_t outputs, float scale, float largest, float step, float smallest) {
+    const ptrdiff_t width = heads * size;
+    float *hidden = scratch, *token_scale = hidden + TOKENS * width;
+    int32_t *sums = (int32_t *)(token_scale + TOKENS), *offsets = sums + TOKENS * outputs;
+    float *inner = (float *)(offsets + TOKENS);
+    for (ptrdiff_t first = 0; first < queries; first += TOKENS) {
+        const ptrdiff_t count = queries - first < TOKENS ? queries - first : TOKENS;
+        const ptrdiff_t keys = (ptrdiff_t)last[first + count - 1] + 1;
+        int8_t *codes = (int8_t *)(inner + (size + keys) * OUTPUTS);
+        attend(q + first * q_step, q_head, q_step, k, k_head, k_step, v, v_head, v_step, last + first, bias, hidden,
+               inner, heads, group, count, size, scale);
+        round_rows(hidden, codes, token_scale, count, width, largest, step, smallest);
+        multiply_integers(codes, weight, sums, offsets, count, width, outputs);
+        add_scaled_rows(sums, token_scale, weight_scale, onto + first * outputs, out + first * outputs, count, outputs);
+    }
+}
+
+ptrdiff_t feed_forward_scratch(ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n) {
+    return 4 * (TOKENS * (2 * width + width + columns + 2) + n) + TOKENS * (width + columns);
+}
+
+/* A SwiGLU behind a norm, on top of its input: rounding, product, gate, rotation, rounding, product. The rotation is left
+ * out without signs; it works in blocks of n numbers. scratch holds feed_forward_scratch(columns, width, n) bytes. */
+void feed_forward(const float *x, const uint8_t *wide, const float *wide_scale, const float *signs, const float *base,
+                  const uint8_t *narrow, const float *narrow_scale, float *out, float *scratch, ptrdiff_t rows,
+                  ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n, ptrdiff_t base_size, ptrdiff_t right, float eps,
+                  float wide_largest, float wide_step, float largest, float step, float smallest) {
+    int32_t *sums = (int32_t *)scratch, *narrow_sums = sums + TOKENS * 2 * width, *offsets = narrow_sums + TOKENS * columns;
     float *hidden = (float *)(offsets + TOKENS), *scale = hidden + TOKENS * width, *other = scale + TOKENS;
-    int8_t *narrow_codes = (int8_t *)(other + n);
+    int8_t *codes = (int8_t *)(other + n), *narrow_codes = codes + TOKENS * columns;
     for (ptrdiff_t first = 0; first < rows; first += TOKENS) {
         const ptrdiff_t count = rows - first < TOKENS ? rows - first : TOKENS;
-        float *part = out + first * columns;
-        multiply_integers(codes + first * columns, wide, sums, offsets, count, columns, 2 * width);
-        gate_rows(sums, token_scale + first, wide_scale, hidden, count, width);
+        const float *part = x + first * columns;
+        round_normalized_rows(part, codes, scale, count, columns, wide_largest, wide_step, smallest, eps);
+        multiply_integers(codes, wide, sums, offsets, count, columns, 2 * width);
+        gate_rows(sums, scale, wide_scale, hidden, count, width);
         if (signs) rotate_rows(hidden, signs, base, hidden, other, count * width / n, n, base_size, right);
         round_rows(hidden, narrow_codes, scale, count, width, largest, step, smallest);
-        multiply_integers(narrow_codes, narrow, (int32_t *)part, offsets, count, width, columns);
-        scale_rows((const int32_t *)part, scale, narrow_scale, part, count, columns);
+        multiply_integers(narrow_codes, narrow, narrow_sums, offsets, count, width, columns);
+        add_scaled_rows(narrow_sums, scale, narrow_scale, part, out + first * columns, count, columns);
     }
 }

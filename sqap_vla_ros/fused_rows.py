@@ -7,62 +7,29 @@ for the last bit of a float. All take float32 on the CPU of which nobody wants a
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sqap_vla_ros.compiled import load_library
 from sqap_vla_ros.errors import InferenceError
 
 LANES = 16
-_POINTER, _LENGTH, _NUMBER = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
-_SIGNATURES = {
-    "round_rows": [_POINTER] * 3 + [_LENGTH] * 2 + [_NUMBER] * 3,
-    "round_normalized_rows": [_POINTER] * 3 + [_LENGTH] * 2 + [_NUMBER] * 4,
-    "scale_rows": [_POINTER] * 4 + [_LENGTH] * 2,
-    "scale_and_turn_rows": [_POINTER] * 6 + [_LENGTH] * 4,
-    "gate_rows": [_POINTER] * 4 + [_LENGTH] * 2,
-    "rotate_rows": [_POINTER] * 5 + [_LENGTH] * 4,
-    "attend": ([_POINTER] + [_LENGTH] * 2) * 3 + [_POINTER] * 4 + [_LENGTH] * 4 + [_NUMBER],
-    "pick_farthest": [_POINTER] * 3 + [_LENGTH] * 2,
-    "multiply_integers": [_POINTER] * 4 + [_LENGTH] * 3,
-    "multiply_scaled": [_POINTER] * 7 + [_LENGTH] * 5,
-    "feed_forward": [_POINTER] * 10 + [_LENGTH] * 6 + [_NUMBER] * 3,
-}
+class Rounding(NamedTuple):
+    """How rows are rounded; see :func:`round_tokens`."""
+
+    largest: int
+    clip_ratio: float
+    smallest: float
+
+    @property
+    def step(self) -> float:
+        """Of which share of a row's largest magnitude its scale is."""
+        return self.clip_ratio / self.largest
 
 
-def _load() -> ctypes.CDLL:
-    folder = Path(__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        path = folder / f"_fused_rows{suffix}"
-        if path.exists():
-            library = ctypes.CDLL(str(path))
-            _check_sources(library, folder, path)
-            for name, arguments in _SIGNATURES.items():
-                function = getattr(library, name)
-                function.argtypes, function.restype = arguments, None
-            library.feed_forward_scratch.argtypes = [_LENGTH] * 2
-            library.feed_forward_scratch.restype = _LENGTH
-            return library
-    raise ImportError(f"_fused_rows.c in {folder} is not compiled; install the package with `make`, pip or colcon, "
-                      "each of which does that with a C compiler")
-
-
-def _check_sources(library: ctypes.CDLL, folder: Path, path: Path) -> None:
-    # Beside the sources, as in an editable install, the library must be theirs: another would read other arguments.
-    sources = sorted(folder.glob("*.c"))
-    if sources:
-        digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-        library.fused_sources.restype = ctypes.c_char_p
-        if library.fused_sources().decode() != digest:
-            raise ImportError(f"{path} was compiled from other sources than those beside it; run `make`, or install "
-                              "the package again")
-
-
-_LIBRARY = _load()
+_LIBRARY = load_library()
 HAS_INTEGER_PRODUCT = bool(_LIBRARY.has_integer_product())
 
 
@@ -182,6 +149,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None = 
     return out
 
 
+def cosine_steps(rows: Tensor, steps: int) -> Tensor:
+    """steps x (1 - cosine) between every two rows, to the nearest whole number and at least 0.
+
+    :param rows: (N, C)
+    :return: (N, N), 2 x steps where a row is not a number
+    """
+    rows, (count, width) = _dense(rows), rows.shape
+    out, scratch = _empty(count, count), _empty(count * width + (width + count) * LANES)
+    _LIBRARY.cosine_steps(rows.data_ptr(), out.data_ptr(), scratch.data_ptr(), count, width, steps)
+    return out
+
+
 def pick_farthest_(nearest: Tensor, table: Tensor, count: int) -> Tensor:
     """Take the token that is farthest from all that is kept, again and again.
 
@@ -245,31 +224,57 @@ def multiply_scaled(codes: Tensor, token_scale: Tensor, weight: Tensor, weight_s
     return out
 
 
-def feed_forward(codes: Tensor, token_scale: Tensor, wide: Tensor, wide_scale: Tensor, narrow: Tensor,
-                 narrow_scale: Tensor, rotation: tuple[Tensor, Tensor, int] | None, largest: int, clip_ratio: float,
-                 smallest_scale: float) -> Tensor:
-    """SwiGLU of rounded tokens, whole, where ``HAS_INTEGER_PRODUCT``.
+def attend_and_project(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None, weight: Tensor,
+                       weight_scale: Tensor, onto: Tensor, rounding: Rounding) -> Tensor:
+    """:func:`attend` and a rounded linear behind it, on top of the residual stream, where ``HAS_INTEGER_PRODUCT``.
 
-    :param codes: (M, C) int8
-    :param token_scale: M numbers
+    :param q: q, k, v, last and bias as in :func:`attend`
+    :param weight: (N, H D) as :func:`lay_out_weight` gives it
+    :param weight_scale: (N,)
+    :param onto: (B, Q, N)
+    :param rounding: of the input of the linear
+    :return: (B, Q, N)
+    """
+    _, heads, queries, size = q.shape
+    onto, out = _dense(onto), _empty(*onto.shape)
+    scratch = _bytes(_LIBRARY.attention_scratch(heads * size, onto.shape[2], size, k.shape[2]))
+    last, bias = _dense(last), None if bias is None else _dense(bias)
+    for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
+        _LIBRARY.attend_and_project(
+            one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2], one_v.data_ptr(),
+            *one_v.stride()[:2], last[one].data_ptr(), None if bias is None else bias[one].data_ptr(),
+            weight.data_ptr(), weight_scale.data_ptr(), onto[one].data_ptr(), out[one].data_ptr(), scratch.data_ptr(),
+            heads, heads // k.shape[1], queries, size, onto.shape[2], size**-0.5, rounding.largest, rounding.step,
+            rounding.smallest)
+    return out
+
+
+def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_rounding: Rounding, narrow: Tensor,
+                 narrow_scale: Tensor, narrow_rounding: Rounding,
+                 rotation: tuple[Tensor, Tensor, int] | None) -> Tensor:
+    """A norm and a SwiGLU of rounded tokens, on top of the residual stream, where ``HAS_INTEGER_PRODUCT``.
+
+    :param x: (..., C), the stream
+    :param eps: of the norm
     :param wide: gate and up as :func:`lay_out_weight` gives them, (2 I, C)
     :param wide_scale: (2 I,)
+    :param wide_rounding: of the norm's output
     :param narrow: down, (C, I), laid out
     :param narrow_scale: (C,)
+    :param narrow_rounding: of the input of down
     :param rotation: signs, base and right of :func:`rotate`, for the input of down; None leaves it as it is
-    :param largest: code of the input of down; it and the next two as in :func:`round_tokens`
-    :return: (M, C)
+    :return: (..., C)
     """
-    (rows, columns), width = codes.shape, wide.shape[0] * LANES // 2
+    x, columns, width = _dense(x), x.shape[-1], wide.shape[0] * LANES // 2
     signs, base, right = rotation or (None, None, 1)
     n = width if signs is None else signs.numel()
-    scratch = torch.empty(_LIBRARY.feed_forward_scratch(width, n), dtype=torch.int8, device="cpu")
-    out, codes, token_scale = _empty(rows, columns), _dense(codes), _dense(token_scale)
+    out, scratch = _empty(*x.shape), _bytes(_LIBRARY.feed_forward_scratch(columns, width, n))
     _LIBRARY.feed_forward(
-        codes.data_ptr(), token_scale.data_ptr(), wide.data_ptr(), wide_scale.data_ptr(),
-        None if signs is None else signs.data_ptr(), None if base is None else base.data_ptr(), narrow.data_ptr(),
-        narrow_scale.data_ptr(), out.data_ptr(), scratch.data_ptr(), rows, columns, width, n,
-        1 if base is None else base.shape[0], right, largest, clip_ratio / largest, smallest_scale)
+        x.data_ptr(), wide.data_ptr(), wide_scale.data_ptr(), None if signs is None else signs.data_ptr(),
+        None if base is None else base.data_ptr(), narrow.data_ptr(), narrow_scale.data_ptr(), out.data_ptr(),
+        scratch.data_ptr(), x.numel() // columns, columns, width, n, 1 if base is None else base.shape[0], right, eps,
+        wide_rounding.largest, wide_rounding.step, narrow_rounding.largest, narrow_rounding.step,
+        narrow_rounding.smallest)
     return out
 
 
@@ -285,3 +290,7 @@ def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _empty(*shape: int) -> Tensor:
     # Whatever torch's defaults are: C writes float32 to the CPU's memory.
     return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _bytes(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.int8, device="cpu")

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sqap_vla_ros"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 ORDER = (
-    {"errors"}, {"config", "data", "fused_rows", "standalone"}, {"quantization", "pruning", "geometry"}, {"models"},
-    {"policy"},
+    {"errors"}, {"compiled", "config", "data", "standalone"}, {"fused_rows"},
+    {"quantization", "pruning", "geometry"}, {"models"}, {"policy"},
     {"ros", "simulation", "training", "evaluation"}, {"cli"},
 )
 # Siblings do not import each other, with three exceptions: the simulated robot's node is a ROS node, the demo policy

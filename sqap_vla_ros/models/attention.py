@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sqap_vla_ros import fused_rows
 from sqap_vla_ros.models.rope import Rope, apply_rope
+from sqap_vla_ros.quantization import fused_layer
 from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows, take_rows
 from sqap_vla_ros.quantization.linear import Siblings
 
@@ -37,11 +38,13 @@ class LlamaAttention(nn.Module):
         self.qk_online: nn.Module = nn.Identity()
         self._siblings = Siblings()
 
-    def forward(self, x: Tensor | QuantizedTokens, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None, bias: Tensor | None = None) -> tuple[Tensor, Rows | None]:
+    def forward(self, x: Tensor | QuantizedTokens, onto: Tensor, rope: Rope, mask: Tensor | None,
+                visual: slice | None = None, choose: Chooser | None = None,
+                bias: Tensor | None = None) -> tuple[Tensor, Rows | None]:
         """Attend.
 
         :param x: (B, S, C), rounded or not
+        :param onto: (B, S, C) residual stream
         :param rope: tables for the positions of x
         :param mask: (B, 1, S, S) bool, True where a query may look; None is plain causal, and needed for ``choose``
         :param visual: where the visual tokens stand
@@ -49,7 +52,7 @@ class LlamaAttention(nn.Module):
             float32, or of None without ``visual``; says which tokens shall look. The others are only looked at. None
             is all of them
         :param bias: (B, S) float32 added to the logits of each key; only without ``mask``
-        :return: (B, R, C), and what ``choose`` said, None for all
+        :return: (B, R, C) stream of those that look, and what ``choose`` said, None for all
         """
         rows: Rows | None = None
         length = x.shape[1]
@@ -65,11 +68,13 @@ class LlamaAttention(nn.Module):
             if (rows if isinstance(rows, int) else rows.shape[1]) == length:
                 rows = None
             else:
-                x, rope = _take_tokens(x, rows), rope.take(rows)
+                x, onto, rope = _take_tokens(x, rows), take_rows(onto, rows), rope.take(rows)
             (q,) = self._project(x, rope, end=1)
         # A float model is torch's alone, so that what compressed ones are measured against is what everybody has.
         if mask is None and isinstance(x, QuantizedTokens) and fused_rows.can_attend(q, k, v):
-            return self.o_proj(fused_rows.attend(q, k, v, _last_seen(rows, q.shape[0], length), bias)), rows
+            last = _last_seen(rows, q.shape[0], length)
+            whole = fused_layer.attend(q, k, v, last, bias, self.o_proj, onto)
+            return (onto + self.o_proj(fused_rows.attend(q, k, v, last, bias)) if whole is None else whole), rows
         if rows is not None:
             mask = _see_before(rows, length, k.device)
         if bias is not None:
@@ -78,7 +83,7 @@ class LlamaAttention(nn.Module):
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows is None)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), rows
+        return onto + self.o_proj(out.transpose(1, 2).flatten(2)), rows
 
     def _project(self, x: Tensor | QuantizedTokens, rope: Rope, first: int = 0, end: int = 3) -> list[Tensor]:
         # Of q, k and v those from ``first`` to before ``end``: (B, heads, S, head_dim) each.

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from sqap_vla_ros.models.attention import Chooser, LlamaAttention
 from sqap_vla_ros.models.rope import Rope, rope_tables
-from sqap_vla_ros.quantization.feed_forward import feed_forward
-from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows, take_rows
+from sqap_vla_ros.quantization.fused_layer import feed_forward
+from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows
 from sqap_vla_ros.quantization.linear import Siblings
 
 
@@ -94,12 +94,14 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor | QuantizedTokens) -> Tensor:
         """(B, S, C), rounded or not, to (B, S, C)."""
-        whole = feed_forward(self._siblings, self.gate_proj, self.up_proj, self.down_online, self.down_proj, x)
-        if whole is not None:
-            return whole
         product = self._siblings.multiply((self.gate_proj, self.up_proj), x)
         gated = F.silu(self.gate_proj(x)) * self.up_proj(x) if product is None else product.gated()
         return self.down_proj(self.down_online(gated))
+
+    def add_behind(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """(B, S, C) residual stream to the same with what this makes of its norm on top."""
+        whole = feed_forward(norm, self._siblings, self.gate_proj, self.up_proj, self.down_online, self.down_proj, x)
+        return x + self(norm(x)) if whole is None else whole
 
 
 class LlamaLayer(nn.Module):
@@ -115,11 +117,8 @@ class LlamaLayer(nn.Module):
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, visual: slice | None = None,
                 choose: Chooser | None = None, bias: Tensor | None = None) -> tuple[Tensor, Rows | None]:
         """See :meth:`LlamaAttention.forward`; tokens that are only looked at go no further."""
-        attended, rows = self.self_attn(self.input_layernorm(x), rope, mask, visual, choose, bias)
-        if rows is not None:
-            x = take_rows(x, rows)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), rows
+        x, rows = self.self_attn(self.input_layernorm(x), x, rope, mask, visual, choose, bias)
+        return self.mlp.add_behind(self.post_attention_layernorm, x), rows
 
 
 class LlamaDecoder(nn.Module):

@@ -7,12 +7,13 @@ preference below 1, never outweighs a distance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sqap_vla_ros.fused_rows import pick_farthest_
+from sqap_vla_ros import fused_rows
 
 # Steps of a cosine distance of 1: the most that leaves float32 room for a preference among 256 tokens.
 FEATURE_STEPS = 2**14
@@ -22,20 +23,17 @@ FEATURE_STEPS = 2**14
 class TokenDistances:
     """Distances between the tokens of one picture, as float32 that are whole numbers.
 
-    :param between: (N, N), 0 or more
-    :param to_nothing: (N,) distance to the nearest kept token when none is kept: above all real ones, and largest for
-        the token in the middle, which is then taken first
+    :param between: (N, N), 0 or more, the same both ways
     """
 
     between: Tensor
-    to_nothing: Tensor
 
     @classmethod
     def of_grid(cls, grid: tuple[int, int], device: torch.device | str = "cpu") -> TokenDistances:
         """Squared distances in patches on a grid of (rows, columns)."""
         rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in grid)
         row, column = (axis.flatten() for axis in torch.meshgrid(rows, columns, indexing="ij"))
-        return cls._of((row[:, None] - row).square() + (column[:, None] - column).square())
+        return cls((row[:, None] - row).square() + (column[:, None] - column).square())
 
     @classmethod
     def of_features(cls, features: Tensor) -> TokenDistances:
@@ -45,14 +43,21 @@ class TokenDistances:
 
         :param features: (N, C), any float type
         """
-        unit = F.normalize(features.float(), dim=-1)
+        features = features.detach().float()
+        if fused_rows.is_fused_for(features) and torch.get_num_threads() == 1:
+            return cls(fused_rows.cosine_steps(features, FEATURE_STEPS))
+        unit = F.normalize(features, dim=-1)
         steps = (unit @ unit.T).neg_().add_(1.0).mul_(FEATURE_STEPS).round_().clamp_(min=0.0)  # (N, C) @ (C, N)
-        return cls._of(steps.nan_to_num_(nan=2.0 * FEATURE_STEPS).fill_diagonal_(0.0))
+        return cls(steps.nan_to_num_(nan=2.0 * FEATURE_STEPS).fill_diagonal_(0.0))
 
-    @classmethod
-    def _of(cls, between: Tensor) -> TokenDistances:
-        middle = between.amax(1).argmin(dim=0, keepdim=True)
-        return cls(between, 2.0 * between.max() + 1.0 - between.index_select(0, middle)[0])
+    @cached_property
+    def to_nothing(self) -> Tensor:
+        """(N,) distance to the nearest kept token when none is kept.
+
+        Above all real ones, and largest for the token in the middle, which is then taken first.
+        """
+        middle = self.between.amax(1).argmin(dim=0, keepdim=True)
+        return 2.0 * self.between.max() + 1.0 - self.between.index_select(0, middle)[0]
 
 
 def fill_on_host(seeds: Tensor, robot_priority: Tensor, preference: Tensor, distances: TokenDistances,
@@ -72,7 +77,7 @@ def fill_on_host(seeds: Tensor, robot_priority: Tensor, preference: Tensor, dist
     robots = robot_priority.sort(descending=True, stable=True).indices[:min(count, int(robot_priority.count_nonzero()))]
     kept = torch.cat((seeds, robots))
     nearest = table.index_select(0, kept).amin(0) if len(kept) else distances.to_nothing + preference
-    return torch.cat((robots, pick_farthest_(nearest, table, count - len(robots))))
+    return torch.cat((robots, fused_rows.pick_farthest_(nearest, table, count - len(robots))))
 
 
 def fill_in_fixed_shape(seeds: Tensor, robot_priority: Tensor, preference: Tensor, distances: TokenDistances,

@@ -1,0 +1,57 @@
+"""The halves of a Llama layer whose linears are rounded, each in one call where that is possible."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from torch import Tensor, nn
+
+from sqap_vla_ros import fused_rows
+from sqap_vla_ros.fused_rows import Rounding
+from sqap_vla_ros.quantization.hadamard import HadamardRotation
+from sqap_vla_ros.quantization.integer import FLOAT_BITS, SMALLEST_SCALE, largest_code
+from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, Siblings
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None, out: nn.Module,
+           onto: Tensor) -> Tensor | None:
+    """onto + out(attention), or None where that takes a call for each step.
+
+    :param q: q, k, v, last and bias as in :func:`~sqap_vla_ros.fused_rows.attend`, which takes them
+    :param out: linear
+    :param onto: (B, Q, C) residual stream
+    """
+    if not (_is_laid_out(out) and fused_rows.is_fused_for(onto) and out.out_features == onto.shape[-1]):
+        return None
+    return fused_rows.attend_and_project(q, k, v, last, bias, out.prepared, out.weight_scale, onto, _rounding(out))
+
+
+def feed_forward(norm: nn.Module, siblings: Siblings, gate: nn.Module, up: nn.Module, online: nn.Module,
+                 down: nn.Module, x: Tensor) -> Tensor | None:
+    """x + down(online(silu(gate(norm(x))) up(norm(x)))), or None where that takes a call for each step.
+
+    :param siblings: of gate and up
+    :param online: a rotation or nothing
+    :param x: (..., C) residual stream
+    """
+    if not (isinstance(norm, QuantRMSNorm) and _is_laid_out(down) and fused_rows.is_fused_for(x)):
+        return None
+    rotation = online.fused_form if isinstance(online, HadamardRotation) else None
+    joined = siblings.join((gate, up))
+    if (rotation is None and not isinstance(online, nn.Identity)) or joined is None or joined[0].dim() < 4:
+        return None
+    if down.out_features != x.shape[-1] or not fused_rows.is_fused_for(joined[1]):
+        return None
+    wide = Rounding(largest_code(norm.bits), norm.clip_ratio, SMALLEST_SCALE)
+    return fused_rows.feed_forward(x, norm.eps, *joined, wide, down.prepared, down.weight_scale, _rounding(down),
+                                   rotation)
+
+
+def _is_laid_out(linear: nn.Module) -> TypeGuard[QuantLinear]:
+    return (isinstance(linear, QuantLinear) and linear.prepared.dim() == 4 and linear.bias is None
+            and linear.group_size is None and linear.act_bits != FLOAT_BITS
+            and fused_rows.is_fused_for(linear.weight_scale))
+
+
+def _rounding(linear: QuantLinear) -> Rounding:
+    return Rounding(largest_code(linear.act_bits), linear.act_clip_ratio, SMALLEST_SCALE)
