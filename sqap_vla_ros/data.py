@@ -49,6 +49,7 @@ class Observation:
     :param instruction: what to do, in words
     :param footprints: one entry per camera: the robot's footprint, or None when TF could not give it
     :param footprint_reason: why a footprint is None; empty when all are there
+    :param state: (D,) the robot's own state, m and rad, for a model that reads it
     """
 
     stamp_ns: int
@@ -56,6 +57,7 @@ class Observation:
     instruction: str
     footprints: tuple[RobotFootprint | None, ...]
     footprint_reason: str = ""
+    state: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class TokenUse:
 class StageTimes:
     """Wall time of one inference by stage.
 
-    :param milliseconds: stage name to ms, in the order run: preprocess, vision, llm, head
+    :param milliseconds: stage name to ms, in the order run: preprocess, vision, llm, head;
+        a model that goes on decoding behind the prefill, llm, has decode before head
     """
 
     milliseconds: dict[str, float] = field(default_factory=dict)

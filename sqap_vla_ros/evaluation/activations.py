@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sqap_vla_ros.models.llama import LlamaDecoder
 from sqap_vla_ros.models.vla import VlaModel
-from sqap_vla_ros.policy.preprocess import prepare_image
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state
 from sqap_vla_ros.quantization.integer import quantize_tokens
 from sqap_vla_ros.quantization.rotation import RotationPlan, RotationSites, rotate_
 
@@ -187,13 +187,14 @@ def measure_vla(name: str, inputs: str, model: VlaModel, frames: Iterable[tuple[
     :param frames: (H, W, 3) uint8 pictures and their instructions
     :raises InputError: when a picture or instruction cannot be used
     """
-    prepared = [(prepare_image(rgb, model.image_spec)[0], model.tokenize(instruction)) for rgb, instruction in frames]
+    state = prepare_state(None, model)
+    prepared = [(prepare_pictures((rgb,), model)[0], model.tokenize(instruction)) for rgb, instruction in frames]
 
     def run() -> int:
         tokens = 0
         for pixels, ids in prepared:
-            sequence = model.build_sequence(model.encode_images(pixels), ids)
-            model.decoder(sequence.embeddings, sequence.positions)
+            sequence = model.build_sequence(model.encode_images(pixels, ids), ids, state)
+            model.decoder(sequence.embeddings, sequence.positions, causal=sequence.causal)
             tokens += sequence.embeddings.shape[1]
         return tokens
 

@@ -10,16 +10,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Observation, RobotFootprint
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES, BenchEngine
+from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES
 from sqap_vla_ros.policy.compression import find_observations
 from sqap_vla_ros.policy.observations import StoredObservation
 from sqap_vla_ros.policy.policy import Policy, build_policy
@@ -67,7 +67,7 @@ def build_engine(name: str, config: Config) -> Policy:
         model = replace(model, engine=engine.kernel)
     policy = build_policy(replace(config, model=model, prune=prune))
     if engine.is_float:
-        _convert_(policy, engine)
+        cast(nn.Module, policy.model).to(getattr(torch, engine.dtype))
     policy.warm_up()
     return policy
 
@@ -153,20 +153,15 @@ def describe_instructions() -> dict[str, bool | str]:
     return {"torch": torch.backends.cpu.get_cpu_capability(), **{name: name in flags for name in names}}
 
 
-def _convert_(policy: Policy, engine: BenchEngine) -> None:
-    # The policy gives pictures in float32; their conversion counts as vision.
-    dtype = getattr(torch, engine.dtype)
-    model: Any = policy.model
-    encode: Callable[[Tensor], Tensor] = model.encode_images
-    nn.Module.to(model, dtype)
-    model.encode_images = lambda pixels: encode(pixels.to(dtype))
-
-
 def _observe(stored: StoredObservation) -> Observation:
-    height, width = stored.rgb.shape[:2]
+    return Observation(0, stored.images, stored.instruction, tuple(map(_make_up_robot, stored.images)),
+                       state=stored.state)
+
+
+def _make_up_robot(rgb: np.ndarray) -> RobotFootprint:
+    height, width = rgb.shape[:2]
     center = np.array([[_ROBOT_CENTER[0] * width, _ROBOT_CENTER[1] * height]])
-    footprint = RobotFootprint(("robot",), center, np.array([_ROBOT_RADIUS_RATIO * width]))
-    return Observation(0, (stored.rgb,), stored.instruction, (footprint,))
+    return RobotFootprint(("robot",), center, np.array([_ROBOT_RADIUS_RATIO * width]))
 
 
 def _resample_median(values: np.ndarray) -> list[float]:

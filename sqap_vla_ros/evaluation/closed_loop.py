@@ -18,6 +18,7 @@ from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.policy.policy import Policy, build_policy
 from sqap_vla_ros.policy.safety import limit_step
+from sqap_vla_ros.policy.wiring import check_arm
 from sqap_vla_ros.simulation.episode import run_episode
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import build_tabletop
@@ -35,6 +36,7 @@ def check_setup(setup: Setup, jobs: list[Job]) -> None:
     """
     build_config(setup.settings)
     model = load_model(setup.checkpoint)
+    check_arm(model)
     if setup.blind:
         check_family(model)
     for instruction in sorted({job.trial.task.instruction for job in jobs}):
@@ -141,7 +143,7 @@ def choose_blind(blind: str, policy: Policy, tabletop: Tabletop, footprint: Robo
     """
     camera = tabletop.camera()
     image_map = policy.image_map(camera.width, camera.height)
-    gripper = token_mask(footprint, image_map, policy.model.grid, policy.image_size)
+    gripper = token_mask(footprint, image_map, policy.grids[0], policy.image_size)
     if blind == "gripper":
         return gripper
     labels = tabletop.segment()

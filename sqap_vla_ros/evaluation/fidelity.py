@@ -98,7 +98,7 @@ def measure_fidelity(reference: Policy, policy: Policy, observations: Sequence[O
     if reference.pruner is not None:
         raise ConfigError(f"the reference drops tokens by the rule '{reference.config.prune.rule}'; build it with "
                           "prune.rule 'none'")
-    if (reference.model.action_spec, reference.model.grid) != (policy.model.action_spec, policy.model.grid):
+    if (reference.model.action_spec, reference.grids) != (policy.model.action_spec, policy.grids):
         raise ConfigError("the policies have different actions or token grids; compare those of one checkpoint")
     layer = policy.config.prune.layer
     pairs = list(zip(_look(reference, observations, layer), _look(policy, observations, layer), strict=True))
@@ -133,7 +133,7 @@ def correlate_ranks(first: np.ndarray, second: np.ndarray) -> float:
 
 def _look(policy: Policy, observations: Sequence[Observation], layer: int) -> list[_Look]:
     # Where nothing is pruned, a pruner that keeps everything, which changes nothing, is told of the scores.
-    pruner = policy.pruner or Pruner(replace(policy.config.prune, rule="none", layer=layer), (policy.model.grid,),
+    pruner = policy.pruner or Pruner(replace(policy.config.prune, rule="none", layer=layer), policy.grids,
                                      policy.device)
     watched = Policy(policy.model, policy.config, pruner, policy.report, policy.device)
     looks = []

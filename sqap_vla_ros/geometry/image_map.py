@@ -69,21 +69,6 @@ def resize_map(width: int, height: int, size: int) -> ImageMap:
     return scale_map(width, height, size, size)
 
 
-def letterbox_map(width: int, height: int, size: int) -> ImageMap:
-    """The whole picture between margins, resized to a square.
-
-    Both margins of the shorter side are the same whole number of pixels; where that leaves the padded picture one short
-    of a square, the resize makes up for it.
-
-    :param width: of the camera's picture, px
-    :param height: of the camera's picture, px
-    :param size: side of the square, px
-    """
-    beside, above = (max(height - width, 0) // 2, max(width - height, 0) // 2)
-    padded = scale_map(width + 2 * beside, height + 2 * above, size, size)
-    return crop_map(-beside, -above).then(padded)
-
-
 def resize_crop_map(width: int, height: int, size: int) -> ImageMap:
     """The shorter side resized to ``size``, and the middle of the longer.
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError, InputError
+from sqap_vla_ros.models.family import Family
 from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder
+from sqap_vla_ros.models.sites import decoder_linears, stream_sites
 from sqap_vla_ros.models.vit import VisionTransformer, VitConfig
-from sqap_vla_ros.models.vla import ActionSpec, ImageSpec, Sequence
-from sqap_vla_ros.quantization.rotation import Reader, RotationSites
+from sqap_vla_ros.models.vla import ActionSpec, ImageSpec, Later, ModelSettings, Sequence
+from sqap_vla_ros.quantization.rotation import RotationSites
 
 BOS, ACT = 0, 1
 SPECIAL_TOKENS = ("<bos>", "<act>")
@@ -55,6 +57,12 @@ class DemoVla(nn.Module):
     """See the module's docstring; the methods are those of :class:`~sqap_vla_ros.models.vla.VlaModel`."""
 
     family = "demo"
+    pictures = "none"
+    cameras = ("main",)
+    state_size = 0
+    action_tokens = 1
+    decodes = False
+    has_smooth_actions = True
 
     def __init__(self, config: DemoConfig) -> None:
         super().__init__()
@@ -70,8 +78,12 @@ class DemoVla(nn.Module):
         self.action_spec = config.action
         self.image_spec = ImageSpec(config.vision.image_size, "resize-naive", ((0.5, 0.5, 0.5),), ((0.5, 0.5, 0.5),))
         self.grid = (config.vision.grid_size, config.vision.grid_size)
-        self.action_tokens = 1
+        self.example = " ".join(config.vocabulary[:6])
         self._ids = {word: len(SPECIAL_TOKENS) + index for index, word in enumerate(config.vocabulary)}
+
+    def choose(self, settings: ModelSettings) -> None:
+        """Only the pictures' preset is left to choose."""
+        self.pictures = settings.pictures
 
     def tokenize(self, instruction: str) -> list[int]:
         """Words to ids.
@@ -87,11 +99,11 @@ class DemoVla(nn.Module):
                              f"its words are {', '.join(self.config.vocabulary)}")
         return [self._ids[word] for word in words]
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pixels to (B, N, C)."""
+    def encode_images(self, pixels: Tensor, ids: list[int] | None = None) -> Tensor:
+        """(B, 3, H, W) normalised pixels to (B, N, C), whatever the words."""
         return self.projector_fc2(F.gelu(self.projector_fc1(self.vision(pixels))))
 
-    def build_sequence(self, visual: Tensor, ids: list[int]) -> Sequence:
+    def build_sequence(self, visual: Tensor, ids: list[int], state: Tensor | None = None, seed: int = 0) -> Sequence:
         """Put the visual tokens between BOS and the instruction."""
         batch, count, _ = visual.shape
         tokens = torch.tensor([[BOS, *ids, ACT]], device=visual.device).expand(batch, -1)
@@ -100,7 +112,7 @@ class DemoVla(nn.Module):
         positions = torch.arange(embeddings.shape[1], device=visual.device).expand(batch, -1)
         return Sequence(embeddings, positions, slice(1, 1 + count))
 
-    def predict_actions(self, hidden: Tensor) -> Tensor:
+    def predict_actions(self, hidden: Tensor, later: Later | None = None) -> Tensor:
         """(B, S', C) to (B, T, D): motion in [-1, 1], gripper 0 (closed) to 1 (open)."""
         return self.decode_actions(hidden[:, -1])
 
@@ -116,24 +128,12 @@ class DemoVla(nn.Module):
 
     def rotation_sites(self) -> RotationSites:
         """One residual stream: words and projector write it, the layers read and write, the head reads."""
-        layers = self.decoder.blocks
-        writers = [self.projector_fc2]
-        readers = []
-        for layer in layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            writers += [attention.o_proj, mlp.down_proj]
-            readers += [Reader(layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                        Reader(layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))]
-        readers.append(Reader(self.decoder.norm, (self.head_fc1,)))
         words = cast(nn.Parameter, self.embed_tokens.weight)
-        return RotationSites(self.config.decoder.hidden_size, (words,), tuple(writers), tuple(readers),
-                             tuple(layer.self_attn for layer in layers),
-                             tuple(layer.mlp for layer in layers))
+        return stream_sites(self.decoder, (words,), (self.projector_fc2,), (self.head_fc1,))
 
     def quantizable_linears(self) -> dict[str, nn.Linear]:
         """Every linear of the decoder."""
-        return {f"decoder.{name}": module for name, module in self.decoder.named_modules()
-                if isinstance(module, nn.Linear)}
+        return decoder_linears(self.decoder)
 
     def blocks(self) -> list[nn.Module]:
         """The decoder's layers, first to last."""
@@ -145,3 +145,6 @@ class DemoVla(nn.Module):
                 "projector_fc1, projector_fc2": "1.5 % of the weights; errors here reach every layer",
                 "embed_tokens": "a look-up, not a matrix product",
                 "head_fc1, head_fc2": "one token wide; quantized action heads cost success out of all proportion"}
+
+
+FAMILY = Family(DemoConfig.from_json, lambda config, files: DemoVla(config))

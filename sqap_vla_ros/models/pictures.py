@@ -216,8 +216,7 @@ def map_picture(width: int, height: int, spec: ImageSpec, preset: str = "none") 
     :param preset: name of one of ``PRESETS``
     :raises ConfigError: for an unknown preset or strategy
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"the picture preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    check_pictures(spec, preset)
     whole = crop_map(0, 0)
     for step in PRESETS[preset]:
         whole = whole.then(step.map(width, height))
@@ -226,11 +225,22 @@ def map_picture(width: int, height: int, spec: ImageSpec, preset: str = "none") 
         return whole.then(resize_map(width, height, spec.size))
     if spec.strategy == "resize-crop":
         return whole.then(resize_crop_map(width, height, spec.size))
-    if spec.strategy in STRATEGIES:
-        beside, above = _margins(width, height)
-        return whole.then(crop_map(-beside, -above)).then(
-            resize_crop_map(width + 2 * beside, height + 2 * above, spec.size))
-    raise ConfigError(f"the strategy of pictures must be one of {', '.join(STRATEGIES)}, got {spec.strategy!r}")
+    beside, above = _margins(width, height)
+    return whole.then(crop_map(-beside, -above)).then(
+        resize_crop_map(width + 2 * beside, height + 2 * above, spec.size))
+
+
+def check_pictures(spec: ImageSpec, preset: str) -> None:
+    """Refuse what no picture can be prepared with.
+
+    :param spec: of the model
+    :param preset: name of one of ``PRESETS``
+    :raises ConfigError: for an unknown preset or strategy
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"the picture preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if spec.strategy not in STRATEGIES:
+        raise ConfigError(f"the strategy of pictures must be one of {', '.join(STRATEGIES)}, got {spec.strategy!r}")
 
 
 def _check_picture(rgb: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from sqap_vla_ros.models.registry import (
     hash_checkpoint,
     load_checkpoint,
 )
+from sqap_vla_ros.models.vla import VlaModel
 from sqap_vla_ros.policy.observations import (
     INDEX,
     StoredObservation,
@@ -107,6 +108,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     if source.artifact is not None:
         raise ConfigError(f"'{checkpoint}' is compressed already, with the recipe '{source.artifact.recipe_name}'; "
                           f"compress what it was made from, '{source.artifact.origin.checkpoint}'")
+    check_smoothness(source.model, recipe_name, recipe)
     stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
     if recipe.needs_calibration and not stored:
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
@@ -114,13 +116,26 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored), listener=listener)
     save_artifact(
         model, place, recipe_name, recipe, report, config=model.config.to_json(), pruning=asdict(PruneKnobs()),
+        files=source.companions,
         dtype=_choose_dtype(source) if dtype is None else DTYPES[dtype], replace=replace_old,
-        origin=Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint), len(stored),
+        origin=Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint, listener=listener), len(stored),
                       hash_observations(stored) if stored else None))
     del model  # a large one need not be in memory twice
     load_checkpoint(place, engine=engine)
     return Compression(describe_checkpoint(place), report, sum(source.file_bytes.values()),
                        time.monotonic() - began)
+
+
+def check_smoothness(model: VlaModel, recipe_name: str, recipe: Recipe) -> None:
+    """Refuse recipes that follow actions back to the weights, where the model writes them as words.
+
+    :raises ConfigError: when the recipe reads gradients of actions that have none
+    """
+    if recipe.mean_bits is not None and not model.has_smooth_actions:
+        others = [name for name, other in RECIPES.items() if other.mean_bits is None]
+        raise ConfigError(f"the recipe '{recipe_name}' (mean_bits {recipe.mean_bits:g}) reads gradients of actions, "
+                          f"and a model of the family '{model.family}' writes actions as words, which have none; take "
+                          f"one of {', '.join(others)}")
 
 
 def tell_missing_observations(checkpoint: str | Path, recipe_name: str, recipe: Recipe) -> str:

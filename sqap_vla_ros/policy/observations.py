@@ -1,7 +1,9 @@
 """Pictures and instructions on disk, for recipes that must see what the model sees.
 
 A folder with PNG files and ``observations.jsonl``, a line each: ``{"image": "0000.png", "instruction": "pick up the
-red block"}``. They should be what the robot's camera sees at work: a few dozen, from many scenes and stages of a task.
+red block"}``. For a model with several cameras ``"images"`` lists a file of each in place of ``"image"``, and for one
+that reads the robot's state ``"state"`` lists its numbers. They should be what the robot sees at work: a few dozen,
+from many scenes and stages of a task.
 """
 
 from __future__ import annotations
@@ -19,26 +21,28 @@ from torch import Tensor
 
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.models.vla import VlaModel
-from sqap_vla_ros.policy.preprocess import prepare_image
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state
 from sqap_vla_ros.quantization.calibration import Run
 
 INDEX = "observations.jsonl"
-_KEYS = {"image", "instruction"}
+_KEYS = ({"image", "instruction"}, {"images", "instruction"})
 _EXAMPLE = '{"image": "0000.png", "instruction": "pick up the red block"}'
 
 
 @dataclass(frozen=True)
 class StoredObservation:
-    """One picture and what was asked for.
+    """What was seen and asked for.
 
-    :param rgb: (H, W, 3) uint8
+    :param images: one (H, W, 3) uint8 picture per camera
     :param instruction: in words
     :param source: where it was read, for errors
+    :param state: (D,) float64, the robot's own; None where nothing is told of it
     """
 
-    rgb: np.ndarray
+    images: tuple[np.ndarray, ...]
     instruction: str
     source: str
+    state: np.ndarray | None = None
 
 
 def write_observations(folder: str | Path, observations: Iterable[tuple[np.ndarray, str]]) -> int:
@@ -92,11 +96,13 @@ def read_observations(folder: str | Path) -> list[StoredObservation]:
 
 
 def hash_observations(observations: Sequence[StoredObservation]) -> str:
-    """SHA-256 of what a model sees of them: pixels, sizes and words."""
+    """SHA-256 of what a model sees of them: pixels, sizes, words and states."""
     digest = hashlib.sha256()
     for observation in observations:
-        digest.update(f"{observation.rgb.shape}{len(observation.instruction)}{observation.instruction}".encode())
-        digest.update(np.ascontiguousarray(observation.rgb).data)
+        shapes = "".join(str(rgb.shape) for rgb in observation.images)
+        digest.update(f"{shapes}{len(observation.instruction)}{observation.instruction}".encode())
+        for values in observation.images if observation.state is None else (*observation.images, observation.state):
+            digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
@@ -115,14 +121,15 @@ def calibrate(model: VlaModel, observations: Sequence[StoredObservation],
 def _build_run(model: VlaModel, observation: StoredObservation, device: torch.device | str) -> Run:
     try:
         ids = model.tokenize(observation.instruction)
-        pixels, _ = prepare_image(observation.rgb, model.image_spec)
+        state = prepare_state(observation.state, model)
+        pixels, _ = prepare_pictures(observation.images, model)
     except InputError as error:
         raise ConfigError(f"{observation.source}: {error}") from error
-    pixels = pixels.to(device)
+    pixels = pixels.to(device, next(model.vision.parameters()).dtype)
 
     def run() -> Tensor:
-        sequence = model.build_sequence(model.encode_images(pixels), ids)
-        return model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
+        sequence = model.build_sequence(model.encode_images(pixels, ids), ids, state)
+        return model.predict_actions(model.decoder(sequence.embeddings, sequence.positions, causal=sequence.causal))
 
     return run
 
@@ -132,12 +139,20 @@ def _read_line(folder: Path, line: str, source: str) -> StoredObservation:
         values = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{source} is not readable as JSON: {error}; a line is like {_EXAMPLE}") from error
-    if not isinstance(values, dict) or values.keys() != _KEYS:
-        raise ConfigError(f"{source} holds {_say(values)}; it must be an object with image and instruction, and "
-                          f"nothing else, like {_EXAMPLE}")
-    image, instruction = values["image"], values["instruction"]
+    if not isinstance(values, dict) or values.keys() - {"state"} not in _KEYS:
+        raise ConfigError(f"{source} holds {_say(values)}; it must be an object with image and instruction, or images "
+                          f"and instruction, and maybe state, and nothing else, like {_EXAMPLE}")
+    images, instruction = values.get("images", [values.get("image")]), values["instruction"]
     if not isinstance(instruction, str) or not instruction.strip():
         raise ConfigError(f"{source} has the instruction {instruction!r}; it must be some words")
+    if not isinstance(images, list) or not images:
+        raise ConfigError(f"{source} has the images {images!r}; it must be a list of files, one of each camera")
+    pictures = tuple(_read_picture(folder, image, source) for image in images)
+    return StoredObservation(pictures, instruction, source,
+                             _read_state(values["state"], source) if "state" in values else None)
+
+
+def _read_picture(folder: Path, image: object, source: str) -> np.ndarray:
     if not isinstance(image, str) or image != Path(image).name or not image:
         raise ConfigError(f"{source} names the image {image!r}; it must be the name of a file in '{folder}'")
     try:
@@ -147,7 +162,13 @@ def _read_line(folder: Path, line: str, source: str) -> StoredObservation:
     bgr = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if bgr is None:
         raise ConfigError(f"{source}: '{folder / image}' is no picture, or a damaged one; it must be a PNG file")
-    return StoredObservation(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), instruction, source)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _read_state(state: object, source: str) -> np.ndarray:
+    if not isinstance(state, list) or not all(type(number) in (int, float) for number in state):
+        raise ConfigError(f"{source} has the state {state!r}; it must be a list of numbers")
+    return np.array(state, dtype=np.float64)
 
 
 def _say(values: object) -> str:

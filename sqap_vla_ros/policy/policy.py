@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sqap_vla_ros.config import Config
-from sqap_vla_ros.data import (
-    ACTION_NAMES,
-    ActionChunk,
-    Inference,
-    Observation,
-    RobotFootprint,
-    StageTimes,
-    TokenRule,
-    TokenUse,
-)
-from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
+from sqap_vla_ros.data import ActionChunk, Inference, Observation, StageTimes, TokenRule, TokenUse
+from sqap_vla_ros.errors import InferenceError, InputError
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.llama import Choice, PruneStep
-from sqap_vla_ros.models.registry import Checkpoint, load_checkpoint
-from sqap_vla_ros.models.vla import VlaModel
-from sqap_vla_ros.policy.compression import find_observations
-from sqap_vla_ros.policy.observations import calibrate
-from sqap_vla_ros.policy.preprocess import STRATEGIES, map_image, prepare_image, unnormalize_actions
+from sqap_vla_ros.models.pictures import check_pictures, map_picture
+from sqap_vla_ros.models.registry import load_checkpoint
+from sqap_vla_ros.models.vla import Later, ModelSettings, VlaModel
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
 from sqap_vla_ros.policy.safety import check_finite
-from sqap_vla_ros.pruning.pruner import Pruner
-from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
-from sqap_vla_ros.quantization.recipe import FLOAT, STORED
+from sqap_vla_ros.policy.wiring import check_recipe, find_device, quantize_model
+from sqap_vla_ros.pruning.pruner import Pruner, draw_seed
+from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport
 
 WARM_UP_RUNS = 2
-WARM_UP_IDS = [0] * 6
 
 
 def build_policy(config: Config) -> Policy:
@@ -46,21 +36,37 @@ def build_policy(config: Config) -> Policy:
     :raises ConfigError: when a knob does not fit the model or the machine
     :raises CheckpointError: when the checkpoint cannot be used
     """
-    device = _find_device(config.model.device)
+    device = find_device(config.model.device)
     torch.set_num_threads(config.model.threads)
-    loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine)
-    _check_recipe(config, loaded)
+    loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine, settings=ModelSettings())
+    check_recipe(config, loaded)
     model = loaded.model
-    _check_model(model)
-    pruner = None if config.prune.rule == "none" else Pruner(config.prune, (model.grid,), device)
+    check_pictures(model.image_spec, model.pictures)
+    pruner = None if config.prune.rule == "none" else Pruner(config.prune, token_grids(model), device)
     if pruner is not None:
         pruner.check_depth(model.decoder.config.num_hidden_layers)
     report = loaded.report
     if config.model.recipe in RECIPES:
-        report = _quantize(model, config)
+        report = quantize_model(model, config)
     model.to(device)  # type: ignore[attr-defined]
     return Policy(model, config, pruner, report, device,
                   stored_recipe="" if loaded.artifact is None else loaded.artifact.recipe_name)
+
+
+def token_grids(model: VlaModel) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of the visual tokens of each camera's picture."""
+    return (model.grid,) * len(model.cameras)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    # One observation as the model reads it. pixels (1, cameras * 3 * towers, H, W) float32; masks (N,) bool for each
+    # camera, tokens that show the robot, None where that is not known.
+    pixels: Tensor
+    ids: list[int]
+    state: Tensor | None
+    masks: tuple[Tensor | None, ...]
+    seed: int
 
 
 class Policy:
@@ -82,27 +88,22 @@ class Policy:
         self.report = report
         self.device = device
         self.stored_recipe = stored_recipe
+        self.grids = token_grids(model)
         self._float32_bytes = sum(4 * linear.weight.numel() for linear in model.quantizable_linears().values())
 
     @torch.inference_mode()
     def infer(self, observation: Observation) -> Inference:
         """Look once, decide the next steps.
 
-        :param observation: one picture with its footprint, and the instruction
-        :raises InputError: when picture or instruction cannot be used
+        :param observation: a picture of each camera with its footprint, the instruction, and the robot's state for a
+            model that reads it
+        :raises InputError: when pictures, instruction or state cannot be used
         :raises InferenceError: when an action is not finite
         """
         watch = _StageWatch(self.device)
-        rgb, footprint = _only_camera(observation)
-        ids = self._read_instruction(observation.instruction)
-        pixels, image_map = prepare_image(rgb, self.model.image_spec)
-        protected = None if footprint is None else token_mask(footprint, image_map, self.model.grid,
-                                                              self.model.image_spec.size)
-        robot_mask = None if protected is None else torch.from_numpy(protected).to(self.device)
-        pixels = pixels.to(self.device)
-        draw = 0 if self.pruner is None else self.pruner.draw((rgb,))
+        inputs = self._prepare(observation)
         watch.end("preprocess")
-        actions, tokens = self._run(pixels, ids, robot_mask, draw, watch)
+        actions, tokens = self._run(inputs, watch)
         steps = unnormalize_actions(actions[0].double().cpu().numpy(), self.model.action_spec)
         check_finite("the predicted action", steps)
         watch.end("head")
@@ -123,7 +124,7 @@ class Policy:
 
     def image_map(self, width: int, height: int) -> ImageMap:
         """Camera pixels to model pixels, for a camera picture of that size."""
-        return map_image(width, height, self.model.image_spec)
+        return map_picture(width, height, self.model.image_spec, self.model.pictures)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -131,13 +132,15 @@ class Policy:
 
         :raises InferenceError: when the model's answer is of another shape than it claims, or not finite
         """
-        spec, (rows, columns) = self.model.image_spec, self.model.grid
-        pixels, _ = prepare_image(np.full((spec.size, spec.size, 3), 128, dtype=np.uint8), spec)
-        robot_mask = torch.zeros(rows * columns, dtype=torch.bool, device=self.device)
-        robot_mask[0] = True
-        expected = (1, self.model.action_spec.chunk_steps, len(self.model.action_spec.low))
-        for mask in (None, robot_mask) * WARM_UP_RUNS:
-            actions, _ = self._run(pixels.to(self.device), WARM_UP_IDS, mask, 0, _StageWatch(self.device))
+        model, size = self.model, self.model.image_spec.size
+        grey = np.full((size, size, 3), 128, dtype=np.uint8)
+        state = np.zeros(model.state_size) if model.state_size else None
+        unseen = Observation(0, (grey,) * len(model.cameras), model.example, (None,) * len(model.cameras), state=state)
+        seen = tuple(torch.arange(rows * columns, device=self.device) == 0 for rows, columns in self.grids)
+        inputs = self._prepare(unseen)
+        expected = (1, model.action_spec.chunk_steps, len(model.action_spec.low))
+        for masks in (inputs.masks, seen) * WARM_UP_RUNS:
+            actions, _ = self._run(replace(inputs, masks=masks), _StageWatch(self.device))
             if actions.shape != expected:
                 raise InferenceError(f"the model gave actions of shape {tuple(actions.shape)}; its specification says "
                                      f"{expected}")
@@ -148,7 +151,7 @@ class Policy:
 
         ``stored_recipe`` is there where the checkpoint came compressed.
         """
-        total = self.model.grid[0] * self.model.grid[1]
+        total = sum(rows * columns for rows, columns in self.grids)
         return {
             "family": self.model.family,
             "recipe": self.config.model.recipe,
@@ -167,28 +170,58 @@ class Policy:
             raise InputError(f"the instruction has {len(text)} characters; {limit} are allowed")
         return self.model.tokenize(text)
 
-    def _run(self, pixels: Tensor, ids: list[int], robot_mask: Tensor | None, draw: int,
-             watch: _StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
-        # (1, 3 * towers, H, W) to (1, T, D) normalised actions, on the device.
-        visual = self.model.encode_images(pixels)
+    def _prepare(self, observation: Observation) -> _Inputs:
+        images, footprints, spec = observation.images, observation.footprints, self.model.image_spec
+        ids = self._read_instruction(observation.instruction)
+        state = prepare_state(observation.state, self.model)
+        pixels, maps = prepare_pictures(images, self.model)
+        if len(footprints) != len(images):
+            raise InputError(f"{len(images)} pictures came with {len(footprints)} footprints; give one of each camera, "
+                             "None where it is not known")
+        masks: list[Tensor | None] = []
+        for rgb, footprint, image_map, grid in zip(images, footprints, maps, self.grids, strict=True):
+            if footprint is None:
+                masks.append(None)
+                continue
+            picture_px = (rgb.shape[1], rgb.shape[0]) if spec.strategy.startswith("letterbox") else None
+            protected = token_mask(footprint, image_map, grid, spec.size, picture_px)
+            masks.append(torch.from_numpy(protected).to(self.device))
+        return _Inputs(pixels.to(self.device), ids, state, tuple(masks), draw_seed(images, self.config.prune.seed))
+
+    def _run(self, inputs: _Inputs, watch: _StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
+        # To (1, T, D) normalised actions, on the device.
+        model, pruner = self.model, self.pruner
+        dtype = next(model.vision.parameters()).dtype
+        visual = model.encode_images(inputs.pixels.to(dtype), inputs.ids)
         watch.end("vision")
-        sequence = self.model.build_sequence(visual, ids)
-        tokens: tuple[TokenUse, ...] = (_every_token(self.model.grid),)
-        prune = None
-        if self.pruner is not None:
-            pruner = self.pruner
-
-            def select(scores: Tensor, hidden: Tensor) -> Choice:
-                nonlocal tokens
-                selections = pruner.select(scores, hidden, (robot_mask,), draw)
-                tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
-                return Choice(pruner.positions(selections), pruner.log_areas(selections))
-
-            prune = PruneStep(pruner.layer, sequence.visual, select)
-        hidden = self.model.decoder(sequence.embeddings, sequence.positions, prune=prune,
-                                    tail=self.model.action_tokens)
+        sequence = model.build_sequence(visual, inputs.ids, inputs.state, inputs.seed)
+        choice = None if pruner is None else _OneChoice(pruner, inputs)
+        # Where each token sees only those before it, the last alone sees all that may leave.
+        watchers = 1 if sequence.causal else model.action_tokens
+        prune = None if choice is None else PruneStep(choice.layer, sequence.visual, choice.select, watchers)
+        cache = model.decoder.empty_cache() if model.decodes else None
+        hidden = model.decoder(sequence.embeddings, sequence.positions, causal=sequence.causal, prune=prune,
+                               tail=model.action_tokens, cache=cache)
         watch.end("llm")
-        return self.model.predict_actions(hidden), tokens
+        actions = model.predict_actions(hidden, Later(sequence, prune, cache, inputs.seed, watch.end))
+        return actions, tuple(map(_every_token, self.grids)) if choice is None else choice.tokens
+
+
+class _OneChoice:
+    # What a pruner chooses for one observation, at the decoder's first pass and for all of them.
+    def __init__(self, pruner: Pruner, inputs: _Inputs) -> None:
+        self.layer = pruner.layer
+        self.tokens = tuple(map(_every_token, pruner.grids))
+        self._pruner, self._inputs = pruner, inputs
+        self._choice: Choice | None = None
+
+    def select(self, scores: Tensor, hidden: Tensor) -> Choice:
+        if self._choice is None:
+            pruner = self._pruner
+            selections = pruner.select(scores, hidden, self._inputs.masks, self._inputs.seed)
+            self.tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
+            self._choice = Choice(pruner.positions(selections), pruner.log_areas(selections))
+        return self._choice
 
 
 class _StageWatch:
@@ -206,60 +239,6 @@ class _StageWatch:
         self._began = now
 
 
-def _only_camera(observation: Observation) -> tuple[np.ndarray, RobotFootprint | None]:
-    if len(observation.images) != 1 or len(observation.footprints) != 1:
-        raise InputError(f"an observation came with {len(observation.images)} pictures and "
-                         f"{len(observation.footprints)} footprints; the model takes one of each")
-    return observation.images[0], observation.footprints[0]
-
-
 def _every_token(grid: tuple[int, int]) -> TokenUse:
     total = grid[0] * grid[1]
     return TokenUse(grid, np.arange(total), np.full(total, TokenRule.UNPRUNED, dtype=np.int8))
-
-
-def _find_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"model.device is '{name}', which is no torch device; use 'cpu' or 'cuda'") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"model.device is '{name}'; allowed are cpu and cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"model.device is '{name}', but torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
-def _check_recipe(config: Config, loaded: Checkpoint) -> None:
-    # 'stored' is for compressed checkpoints and every other recipe for float ones, so that none is ever taken for
-    # another.
-    name, recipe = config.model.checkpoint, config.model.recipe
-    if loaded.artifact is not None and recipe != STORED:
-        raise ConfigError(f"model.checkpoint '{name}' is compressed with the recipe '{loaded.artifact.recipe_name}', "
-                          f"and model.recipe is '{recipe}'; set model.recipe to '{STORED}' to run it as it is, or "
-                          f"model.checkpoint to the float one it was made from, '{loaded.artifact.origin.checkpoint}'")
-    if loaded.artifact is None and recipe == STORED:
-        raise ConfigError(f"model.recipe is '{STORED}', which runs a compressed checkpoint, and model.checkpoint "
-                          f"'{name}' is a float one; set model.recipe to '{FLOAT}' to run it as it is, or to one of "
-                          f"{', '.join(RECIPES)}")
-
-
-def _quantize(model: VlaModel, config: Config) -> QuantizationReport:
-    name, recipe = config.model.checkpoint, RECIPES[config.model.recipe]
-    observations = find_observations(name) if recipe.needs_calibration else []
-    if recipe.needs_calibration and not observations:
-        raise ConfigError(
-            f"model.recipe '{config.model.recipe}' must see observations, and model.checkpoint '{name}' comes without; "
-            f"compress it once: `sqap compress {name} OUT --recipe {config.model.recipe} --calibration DIR`, then set "
-            f"model.checkpoint to OUT and model.recipe to '{STORED}'")
-    return quantize_(model, recipe, engine=config.model.engine,  # type: ignore[arg-type]
-                     calibration=calibrate(model, observations))
-
-
-def _check_model(model: VlaModel) -> None:
-    if len(model.action_spec.low) != len(ACTION_NAMES):
-        raise CheckpointError(f"the model's actions have {len(model.action_spec.low)} dimensions; "
-                              f"{len(ACTION_NAMES)} are needed: {', '.join(ACTION_NAMES)}")
-    if model.image_spec.strategy not in STRATEGIES:
-        raise CheckpointError(f"the model resizes pictures by '{model.image_spec.strategy}'; known are "
-                              f"{', '.join(STRATEGIES)}")

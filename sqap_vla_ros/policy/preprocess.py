@@ -1,49 +1,58 @@
-"""The transforms at both ends of a model: a picture to pixels, normalised actions to metres and radians."""
+"""The transforms at both ends of a model: pictures and state to tensors, normalised actions to metres and radians."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sqap_vla_ros.errors import InputError
-from sqap_vla_ros.geometry.image_map import ImageMap, resize_map
-from sqap_vla_ros.models.vla import ActionSpec, ImageSpec
+from sqap_vla_ros.geometry.image_map import ImageMap
+from sqap_vla_ros.models.pictures import prepare_picture
+from sqap_vla_ros.models.vla import ActionSpec, VlaModel
 
-STRATEGIES = ("resize-naive",)
 
+def prepare_pictures(images: Sequence[np.ndarray], model: VlaModel) -> tuple[Tensor, tuple[ImageMap, ...]]:
+    """One picture of each of a model's cameras to pixels.
 
-def map_image(width: int, height: int, spec: ImageSpec) -> ImageMap:
-    """Where a camera pixel comes to lie in the model's picture.
-
-    :param width: of the camera's picture, px
-    :param height: of the camera's picture, px
-    :param spec: its size counts
+    :param images: (H, W, 3) uint8 each, in the order of ``model.cameras``; sizes may differ
+    :param model: that is to see them
+    :return: (1, cameras * 3 * towers, size, size) float32, picture by picture, and the map from the pixels of each
+        camera to model pixels
+    :raises InputError: for another number of pictures, or one that cannot be used
     """
-    return resize_map(width, height, spec.size)
+    if len(images) != len(model.cameras):
+        raise InputError(f"an observation came with {len(images)} pictures, and the model sees {len(model.cameras)}; "
+                         f"give one of each camera, in this order: {', '.join(model.cameras)}")
+    prepared = [prepare_picture(rgb, model.image_spec, model.pictures) for rgb in images]
+    return torch.cat([pixels for pixels, _ in prepared], dim=1), tuple(image_map for _, image_map in prepared)
 
 
-def prepare_image(rgb: np.ndarray, spec: ImageSpec) -> tuple[Tensor, ImageMap]:
-    """Resize (bicubic, anti-aliased, rounded to whole numbers as PIL does), scale to 0..1 and normalise.
+def prepare_state(state: np.ndarray | None, model: VlaModel) -> Tensor | None:
+    """The robot's own state as a model reads it.
 
-    A picture that already has the model's size is not resampled.
-
-    :param rgb: (H, W, 3) uint8
-    :param spec: size, and mean and deviation of each vision tower
-    :return: (1, 3 * towers, size, size) float32, and the map from camera pixels to model pixels
-    :raises InputError: when it is no RGB picture
+    :param state: (D,) numbers, or None
+    :param model: that is to read it
+    :return: (D,) float64, or None for a model that reads none
+    :raises InputError: when there is none and the model needs one or the other way round, or it is of another size or
+        not finite
     """
-    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        came = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
-        raise InputError(f"a picture must be a uint8 array of shape (height, width, 3), got {came}")
-    height, width = rgb.shape[:2]
-    if (height, width) != (spec.size, spec.size):
-        rgb = np.asarray(Image.fromarray(rgb).resize((spec.size, spec.size), Image.Resampling.BICUBIC))
-    share = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32) / 255.0
-    towers = [(share - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-              for mean, std in zip(spec.mean, spec.std, strict=True)]
-    return torch.cat(towers)[None], map_image(width, height, spec)
+    size = model.state_size
+    if state is None and size == 0:
+        return None
+    if state is None:
+        raise InputError(f"an observation came without a robot state, and the model reads one of {size} numbers; give "
+                         "it along")
+    if size == 0:
+        raise InputError("an observation came with a robot state, and the model reads none; leave it out")
+    state = np.asarray(state, dtype=np.float64)
+    if state.shape != (size,):
+        raise InputError(f"a robot state must be {size} numbers in a row, got shape {state.shape}")
+    if not np.isfinite(state).all():
+        raise InputError(f"a robot state must be finite, got {state.tolist()}")
+    return torch.from_numpy(state.copy())
 
 
 def unnormalize_actions(actions: np.ndarray, spec: ActionSpec) -> np.ndarray:

@@ -25,6 +25,22 @@ from sqap_vla_ros.pruning.coverage import TokenDistances
 from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, keep_all, scatter_bits
 
 
+def draw_seed(pictures: Sequence[np.ndarray], seed: int) -> int:
+    """The number behind all chance in one inference: a checksum of the pictures and ``prune.seed``, nothing else.
+
+    What is seen gets the same tokens and the same noise whenever it is seen, on every machine and under every
+    quantization, so runs repeat whatever ran before them.
+
+    :param pictures: as they came from the cameras
+    :param seed: 0 to 2**32 - 1
+    :return: 0 to 2**32 - 1
+    """
+    checksum = 0
+    for picture in pictures:
+        checksum = zlib.crc32(np.ascontiguousarray(picture).data, checksum)
+    return checksum ^ scatter_bits(seed)
+
+
 class Pruner:
     """Chooses the visual tokens that stay.
 
@@ -59,22 +75,6 @@ class Pruner:
             raise ConfigError(f"prune.layer is {self.layer} and the decoder has {layer_count} layers; give 0 to "
                               f"{layer_count - 1}, or prune.rule 'none'")
 
-    def draw(self, pictures: Sequence[np.ndarray]) -> int:
-        """The number from which rule 'random' chooses: a checksum of the pictures and ``prune.seed``, nothing else.
-
-        A picture gets the same tokens whenever it is seen, on every machine and under every quantization, so runs
-        repeat whatever ran before them.
-
-        :param pictures: as they came from the cameras
-        :return: 0 to 2**32 - 1; 0 for other rules, which need none
-        """
-        if self.knobs.rule != "random":
-            return 0
-        checksum = 0
-        for picture in pictures:
-            checksum = zlib.crc32(np.ascontiguousarray(picture).data, checksum)
-        return checksum ^ scatter_bits(self.knobs.seed)
-
     def select(self, scores: Tensor, hidden: Tensor, robot_masks: Sequence[Tensor | None],
                draw: int | Tensor = 0) -> tuple[Selection, ...]:
         """Choose exactly ``kept_count`` tokens; with K = N all of them, in order.
@@ -82,7 +82,7 @@ class Pruner:
         :param scores: (1, N) attention that the last token gives to each visual token of all pictures
         :param hidden: (1, N, C) hidden states of the visual tokens in front of ``layer``
         :param robot_masks: for each picture (n,) bool, tokens that show the robot, or None when that is not known
-        :param draw: as :meth:`draw` gives it, or the same as a () int64 tensor
+        :param draw: from which rule 'random' chooses, as :func:`draw_seed` gives it, or the same as a () int64 tensor
         :return: one entry per picture
         :raises InferenceError: when scores, hidden states or masks are not of the grids
         """

@@ -45,8 +45,11 @@ def load_policy(config: Config) -> PolicyLike:
     Its libraries take seconds to import; this way configure takes them, and the node itself is up at once.
     """
     from sqap_vla_ros.policy.policy import build_policy
+    from sqap_vla_ros.policy.wiring import check_arm
 
-    return build_policy(config)
+    policy = build_policy(config)
+    check_arm(policy.model)
+    return policy
 
 
 class PolicyNode(SafeLifecycleNode):

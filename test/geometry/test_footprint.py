@@ -12,7 +12,6 @@ from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.geometry.image_map import (
     ImageMap,
     crop_map,
-    letterbox_map,
     resize_crop_map,
     resize_map,
     turn_map,
@@ -22,6 +21,8 @@ from sqap_vla_ros.geometry.image_map import (
 CAMERA = Camera(np.array([[200.0, 0, 111.5], [0, 200.0, 111.5], [0, 0, 1]]), np.zeros(5), "plumb_bob", 224, 224)
 SAME = resize_map(224, 224, 224)
 GRID = (16, 16)
+# 640 x 480 px with 80 rows of margin above and below.
+LETTERBOX = crop_map(0, -80).then(resize_crop_map(640, 640, 224))
 
 
 def discs(*values):
@@ -177,14 +178,14 @@ def test_a_chain_of_capsules_is_protected_wherever_it_is():
 
 def test_margins_of_a_letterbox_are_not_protected():
     # 640 x 480 stands in rows 2 to 13 of the tokens; the disc reaches over the picture's upper edge.
-    footprint, image_map = discs((320.0, 10.0, 60.0)), letterbox_map(640, 480, 224)
+    footprint, image_map = discs((320.0, 10.0, 60.0)), LETTERBOX
     without, found = (tokens(token_mask(footprint, image_map, GRID, 224, size)) for size in (None, (640, 480)))
     assert {token // 16 for token in without} == {0, 1, 2, 3}
     assert found == {token for token in without if token >= 2 * 16}
 
 
 @pytest.mark.parametrize("image_map", [
-    crop_map(80, 0).then(resize_map(480, 480, 224)), letterbox_map(640, 480, 224), resize_crop_map(640, 480, 224),
+    crop_map(80, 0).then(resize_map(480, 480, 224)), LETTERBOX, resize_crop_map(640, 480, 224),
     turn_map(640, 480, 2).then(resize_map(640, 480, 224)), turn_map(640, 480, 1).then(resize_map(480, 640, 224)),
     resize_map(640, 480, 224).then(zoom_map(224, 0.9))], ids=["crop", "letterbox", "resize-crop", "turned", "quarter",
                                                               "zoomed"])

@@ -8,7 +8,6 @@ from PIL import Image
 from sqap_vla_ros.geometry.image_map import (
     ImageMap,
     crop_map,
-    letterbox_map,
     resize_crop_map,
     resize_map,
     scale_map,
@@ -61,16 +60,6 @@ def test_turns_agree_with_numpy(turns):
     picture, center = blob()
     np.testing.assert_allclose(turn_map(640, 480, turns).apply(center), center_of(np.rot90(picture, turns)), atol=1e-3)
     assert np.linalg.det(turn_map(640, 480, turns).matrix[:, :2]) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (641, 480), (480, 480), (300, 451)])
-def test_letterbox_agrees_with_a_padded_picture(width, height):
-    picture, center = blob(width, height, 100, 90)
-    above, beside = max(width - height, 0) // 2, max(height - width, 0) // 2
-    padded = np.pad(picture, ((above, above), (beside, beside)))
-    assert abs(padded.shape[0] - padded.shape[1]) <= 1
-    np.testing.assert_allclose(letterbox_map(width, height, 224).apply(center), center_of(resized(padded, 224, 224)),
-                               atol=0.02)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (641, 479), (480, 480), (300, 451)])

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.models.registry import describe_checkpoint, hash_checkpoint, load_checkpoint, load_model, save_model
+from sqap_vla_ros.models.own_format import save_model
+from sqap_vla_ros.models.registry import describe_checkpoint, hash_checkpoint, load_checkpoint, load_model
 from sqap_vla_ros.policy import compression
 from sqap_vla_ros.policy.compression import compress_checkpoint, find_observations
 from sqap_vla_ros.policy.observations import hash_observations, read_observations, write_observations

@@ -1,5 +1,6 @@
 """Observations there and back, every way in which a folder can be unusable, and what a calibration runs."""
 
+import hashlib
 import json
 import re
 
@@ -9,14 +10,15 @@ import pytest
 import torch
 
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.policy.observations import (
     INDEX,
+    StoredObservation,
     calibrate,
     hash_observations,
     read_observations,
     write_observations,
 )
-from sqap_vla_ros.policy.preprocess import prepare_image
 from sqap_vla_ros.quantization.quantize import RECIPES, quantize_
 
 TEXTS = ("pick up the red block", "pick up the blue block")
@@ -37,9 +39,29 @@ def test_round_trip_is_exact(folder):
     read = read_observations(folder)
     assert [observation.instruction for observation in read] == list(TEXTS)
     for observation, (rgb, _) in zip(read, draw(), strict=True):
-        np.testing.assert_array_equal(observation.rgb, rgb)
+        np.testing.assert_array_equal(observation.images, [rgb])
+        assert observation.state is None
     assert sorted(path.name for path in folder.iterdir()) == ["0000.png", "0001.png", INDEX]
     assert read[1].source == f"'{folder / INDEX}', line 2"
+
+
+def test_several_pictures_and_a_state_are_read_in_order(folder):
+    lines = [{"images": ["0001.png", "0000.png"], "instruction": "a", "state": state} for state in ([0.5, 2], [0.5, 3])]
+    lines.append({"images": ["0000.png", "0001.png"], "instruction": "a", "state": [0.5, 2]})
+    lines.append({"images": ["0001.png", "0000.png"], "instruction": "a"})
+    (folder / INDEX).write_text("\n".join(map(json.dumps, lines)))
+    read, drawn = read_observations(folder), [rgb for rgb, _ in draw()]
+    np.testing.assert_array_equal(read[0].images, drawn[::-1])
+    np.testing.assert_array_equal(read[2].images, drawn)
+    assert read[0].state.dtype == np.float64 and read[0].state.tolist() == [0.5, 2.0]
+    assert read[3].state is None
+    assert len({hash_observations([observation]) for observation in read}) == 4
+
+
+def test_hash_of_single_pictures_does_not_change_between_versions():
+    rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    plain = hashlib.sha256(b"(2, 4, 3)4push" + rgb.tobytes()).hexdigest()
+    assert hash_observations([StoredObservation((rgb,), "push", "")]) == plain
 
 
 def test_pictures_of_any_png_kind_are_rgb(folder):
@@ -47,14 +69,14 @@ def test_pictures_of_any_png_kind_are_rgb(folder):
     cv2.imwrite(str(folder / "0000.png"), grey)
     cv2.imwrite(str(folder / "0001.png"), np.dstack([grey, grey, grey, grey // 2]))
     for observation in read_observations(folder):
-        np.testing.assert_array_equal(observation.rgb, np.dstack([grey] * 3))
+        np.testing.assert_array_equal(observation.images[0], np.dstack([grey] * 3))
 
 
 def test_hash_changes_with_every_pixel_and_word(folder):
     first = read_observations(folder)
     assert hash_observations(first) == hash_observations(read_observations(folder))
     hashes = {hash_observations(first), hash_observations(first[::-1]), hash_observations(first[:1])}
-    first[0].rgb[3, 4, 1] ^= 1
+    first[0].images[0][3, 4, 1] ^= 1
     hashes.add(hash_observations(first))
     assert len(hashes) == 4
 
@@ -67,6 +89,12 @@ def test_hash_changes_with_every_pixel_and_word(folder):
     ('{"image": "0000.png", "instruction": " "}', "line 1 has the instruction ' '; it must be some words"),
     ('{"image": "0000.png", "instruction": 3}', "line 1 has the instruction 3"),
     ('{"image": 4, "instruction": "a"}', "line 1 names the image 4"),
+    ('{"image": "0000.png", "images": ["0000.png"], "instruction": "a"}', "holds image, images, instruction; it must"),
+    ('{"images": [], "instruction": "a"}', "line 1 has the images []; it must be a list of files"),
+    ('{"images": "0000.png", "instruction": "a"}', "line 1 has the images '0000.png'"),
+    ('{"images": ["0000.png", 4], "instruction": "a"}', "line 1 names the image 4"),
+    ('{"image": "0000.png", "instruction": "a", "state": "x"}', "line 1 has the state 'x'; it must be a list"),
+    ('{"image": "0000.png", "instruction": "a", "state": [1, true]}', "line 1 has the state [1, True]"),
     ('{"image": "", "instruction": "a"}', "line 1 names the image ''"),
     ('{"image": "../some/0000.png", "instruction": "a"}', "names the image '../some/0000.png'; it must be the name of"),
     ('{"image": "/etc/passwd", "instruction": "a"}', "names the image '/etc/passwd'"),
@@ -126,7 +154,7 @@ def test_calibration_runs_the_whole_sequence_as_a_policy_does(folder, tiny_demo)
     # BOS, 64 visual tokens, five words, ACT.
     assert lengths == [71, 71]
     for (rgb, text), found in zip(draw(), actions, strict=True):
-        pixels, _ = prepare_image(rgb, model.image_spec)
+        pixels, _ = prepare_picture(rgb, model.image_spec)
         sequence = model.build_sequence(model.encode_images(pixels), model.tokenize(text))
         expected = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
         assert found.shape == (1, 4, 7) and torch.equal(found, expected)

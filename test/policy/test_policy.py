@@ -9,12 +9,16 @@ import torch
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
-from sqap_vla_ros.models.registry import Checkpoint, load_model, save_model
+from sqap_vla_ros.models.own_format import save_model
+from sqap_vla_ros.models.pictures import map_picture, prepare_picture
+from sqap_vla_ros.models.registry import Checkpoint, load_model
+from sqap_vla_ros.models.vla import ModelSettings
 from sqap_vla_ros.policy import compression
 from sqap_vla_ros.policy.compression import compress_checkpoint
 from sqap_vla_ros.policy.observations import write_observations
 from sqap_vla_ros.policy.policy import build_policy
-from sqap_vla_ros.policy.preprocess import prepare_image, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import unnormalize_actions
+from sqap_vla_ros.policy.wiring import check_arm
 from sqap_vla_ros.quantization.linear import QuantLinear
 
 STAMP, TEXT = 1_234_567_890_123_456_789, "pick up the red block"
@@ -42,7 +46,7 @@ def test_without_compression_it_is_the_model_itself(build, tiny_demo):
     policy, model = build(prune__rule="none", control__step_period_s=0.05), tiny_demo()
     inference = policy.infer(observe())
     with torch.inference_mode():
-        pixels, _ = prepare_image(observe().images[0], model.image_spec)
+        pixels, _ = prepare_picture(observe().images[0], model.image_spec)
         sequence = model.build_sequence(model.encode_images(pixels), model.tokenize(TEXT))
         actions = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions, tail=1))
         whole = model.predict_actions(model.decoder(sequence.embeddings, sequence.positions))
@@ -89,7 +93,7 @@ def test_a_footprint_is_in_camera_pixels(build):
 def test_the_image_map_is_that_of_preprocessing(build):
     policy = build()
     for width, height in ((32, 32), (64, 48)):
-        _, used = prepare_image(np.zeros((height, width, 3), np.uint8), policy.model.image_spec)
+        used = map_picture(width, height, policy.model.image_spec)
         np.testing.assert_array_equal(policy.image_map(width, height).matrix, used.matrix)
 
 
@@ -160,7 +164,7 @@ def test_actions_that_are_not_finite_hold_the_robot(build):
 def test_warming_up_finds_a_model_that_answers_otherwise_than_it_says(build):
     policy = build(model__recipe="w4a4-rtn")
     policy.warm_up()
-    policy.model.predict_actions = lambda hidden: torch.zeros(1, 3, 7)
+    policy.model.predict_actions = lambda hidden, later: torch.zeros(1, 3, 7)
     with pytest.raises(InferenceError, match=r"shape \(1, 3, 7\); its specification says \(1, 4, 7\)"):
         policy.warm_up()
 
@@ -178,9 +182,10 @@ def test_instructions_that_cannot_be_followed(build, text, words):
 
 def test_observations_that_cannot_be_used(build):
     policy, good = build(), observe(HAND)
-    for change, words in (({"images": good.images * 2}, "2 pictures and 1 footprints"),
-                          ({"footprints": ()}, "1 pictures and 0 footprints"),
-                          ({"images": (good.images[0].astype(np.float32),)}, "uint8 array")):
+    for change, words in (({"images": good.images * 2}, "2 pictures, and the model sees 1; .*: main"),
+                          ({"footprints": ()}, "1 pictures came with 0 footprints"),
+                          ({"images": (good.images[0].astype(np.float32),)}, "uint8 array"),
+                          ({"state": np.zeros(7)}, "the model reads none")):
         with pytest.raises(InputError, match=words):
             policy.infer(dataclasses.replace(good, **change))
 
@@ -198,22 +203,33 @@ def test_any_layer_goes_when_nothing_is_pruned(build):
     assert build(prune__rule="none", prune__layer=200).infer(observe()).chunk.steps.shape == (4, 7)
 
 
-def test_checkpoints_that_do_not_fit(build, tiny_demo, tmp_path):
+def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         build_policy(build_config({"model.checkpoint": str(tmp_path / "nowhere")}))
+
+
+def test_actions_of_any_number_are_inferred_and_one_arm_moved_by_seven(build, tiny_demo):
     other = tiny_demo()
     action = dataclasses.replace(other.action_spec, low=(0.0,) * 14, high=(1.0,) * 14, mask=(True,) * 14)
     other = type(other)(dataclasses.replace(other.config, action=action))
-    with pytest.raises(CheckpointError, match="14 dimensions; 7 are needed: x, y, z"):
-        build(model=other)
+    policy = build(model=other)
+    policy.warm_up()
+    assert policy.infer(observe(HAND)).chunk.steps.shape == (4, 14)
+    with pytest.raises(CheckpointError, match="14 dimensions; to move one arm 7 are needed: x, y, z"):
+        check_arm(policy.model)
+    check_arm(build().model)
 
 
-def test_a_resize_that_is_not_known_is_refused(build, tiny_demo, monkeypatch):
+@pytest.mark.parametrize(("strategy", "preset", "words"), [
+    ("fold", "none", "strategy of pictures must be one of resize-naive, .* got 'fold'"),
+    ("resize-naive", "droid", "picture preset must be one of none, .* got 'droid'")])
+def test_pictures_that_nobody_knows_to_prepare(build, tiny_demo, monkeypatch, strategy, preset, words):
     model = tiny_demo()
-    model.image_spec = dataclasses.replace(model.image_spec, strategy="letterbox")
+    model.image_spec = dataclasses.replace(model.image_spec, strategy=strategy)
+    model.choose(ModelSettings(pictures=preset))
     monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint",
-                        lambda folder, engine: Checkpoint(model, None, None))
-    with pytest.raises(CheckpointError, match="resizes pictures by 'letterbox'; known are resize-naive"):
+                        lambda folder, **how: Checkpoint(model, None, None))
+    with pytest.raises(ConfigError, match=words):
         build()
 
 

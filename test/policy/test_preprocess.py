@@ -1,73 +1,59 @@
-"""Pictures to pixels and actions to metres."""
+"""Pictures and state to tensors, and actions to metres."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, ImageSpec
-from sqap_vla_ros.policy.preprocess import prepare_image, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
 
 HALF = (0.5, 0.5, 0.5)
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-ONE_TOWER = ImageSpec(224, "resize-naive", (HALF,), (HALF,))
-TWO_TOWERS = ImageSpec(224, "resize-naive", (IMAGENET[0], HALF), (IMAGENET[1], HALF))
+SPEC = ImageSpec(56, "letterbox", (HALF, (0.4, 0.4, 0.4)), (HALF, HALF))
+MODEL = SimpleNamespace(image_spec=SPEC, cameras=("main", "wrist"), pictures="bridge", state_size=3)
 
 
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def pictures(*sizes):
+    rng = np.random.default_rng(0)
+    return tuple(rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes)
 
 
-def test_a_picture_of_the_right_size_is_not_resampled():
-    rgb = picture(224, 224)
-    pixels, image_map = prepare_image(rgb, ONE_TOWER)
-    expected = (rgb.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    assert pixels.dtype == torch.float32
-    np.testing.assert_array_equal(pixels.numpy(), expected)
-    np.testing.assert_array_equal(image_map.matrix, [[1, 0, 0], [0, 1, 0]])
+def test_pictures_stand_one_behind_the_other_each_with_its_map():
+    images = pictures((60, 40), (33, 50))
+    pixels, maps = prepare_pictures(images, MODEL)
+    assert pixels.shape == (1, 2 * 2 * 3, 56, 56) and pixels.dtype == torch.float32
+    for index, rgb in enumerate(images):
+        expected, image_map = prepare_picture(rgb, SPEC, "bridge")
+        assert torch.equal(pixels[:, 6 * index:6 * index + 6], expected)
+        np.testing.assert_array_equal(maps[index].matrix, image_map.matrix)
 
 
-def test_other_sizes_are_squashed_as_pil_does():
-    rgb = picture(120, 333)
-    pixels, image_map = prepare_image(rgb, ONE_TOWER)
-    resized = np.asarray(Image.fromarray(rgb).resize((224, 224), Image.Resampling.BICUBIC))
-    same, _ = prepare_image(resized, ONE_TOWER)
-    assert torch.equal(pixels, same)
-    np.testing.assert_allclose(image_map.apply([332.5, 119.5]), [223.5, 223.5])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_pictures_is_refused_with_the_cameras_names(count):
+    with pytest.raises(InputError, match=rf"came with {count} pictures, and the model sees 2; .*: main, wrist$"):
+        prepare_pictures(pictures(*[(8, 8)] * count), MODEL)
 
 
-def test_every_tower_has_its_own_normalisation():
-    rgb = picture(224, 224)
-    pixels, _ = prepare_image(rgb, TWO_TOWERS)
-    assert pixels.shape == (1, 6, 224, 224)
-    share = rgb.transpose(2, 0, 1) / 255.0
-    for channel in range(3):
-        expected = (share[channel] - IMAGENET[0][channel]) / IMAGENET[1][channel]
-        np.testing.assert_allclose(pixels[0, channel].numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(pixels[0, 3 + channel].numpy(), 2 * share[channel] - 1, atol=1e-6)
+def test_a_state_becomes_a_tensor_of_its_own():
+    state = np.array([1, 2.5, -3])
+    found = prepare_state(state, MODEL)
+    state[0] = 7
+    assert found.dtype == torch.float64 and found.tolist() == [1.0, 2.5, -3.0]
+    assert prepare_state(None, SimpleNamespace(state_size=0)) is None
 
 
-def test_memory_layout_does_not_matter_and_the_picture_is_left_alone():
-    rgb = picture(224, 448)
-    turned = rgb[:, ::-2]
-    kept = turned.copy()
-    assert torch.equal(prepare_image(turned, ONE_TOWER)[0], prepare_image(np.ascontiguousarray(turned), ONE_TOWER)[0])
-    pixels, _ = prepare_image(turned, ONE_TOWER)
-    pixels.zero_()
-    np.testing.assert_array_equal(turned, kept)
-    locked = picture(224, 224)
-    locked.setflags(write=False)
-    assert prepare_image(locked, ONE_TOWER)[0].shape == (1, 3, 224, 224)
-
-
-@pytest.mark.parametrize(("rgb", "came"), [
-    (np.zeros((224, 224), np.uint8), r"uint8 \(224, 224\)"), (np.zeros((224, 224, 4), np.uint8), r"\(224, 224, 4\)"),
-    (np.zeros((224, 224, 3), np.float32), "float32"), (np.zeros((0, 224, 3), np.uint8), r"\(0, 224, 3\)"),
-    (None, "NoneType")])
-def test_what_is_no_picture_is_refused(rgb, came):
-    with pytest.raises(InputError, match=f"must be a uint8 array of shape .*got .*{came}"):
-        prepare_image(rgb, ONE_TOWER)
+@pytest.mark.parametrize(("state", "size", "words"), [
+    (None, 3, "came without a robot state, and the model reads one of 3 numbers"),
+    (np.zeros(3), 0, "came with a robot state, and the model reads none"),
+    (np.zeros(4), 3, r"must be 3 numbers in a row, got shape \(4,\)"),
+    (np.zeros((1, 3)), 3, r"got shape \(1, 3\)"),
+    (np.array([0, np.nan, 1]), 3, r"must be finite, got \[0.0, nan, 1.0\]")])
+def test_states_that_do_not_fit(state, size, words):
+    with pytest.raises(InputError, match=words):
+        prepare_state(state, SimpleNamespace(state_size=size))
 
 
 def test_actions_reach_their_bounds_and_the_gripper_stays():

@@ -9,7 +9,7 @@ from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.data import TokenRule
 from sqap_vla_ros.errors import ConfigError, InferenceError
 from sqap_vla_ros.models.llama import Choice, LlamaConfig, LlamaDecoder, PruneStep
-from sqap_vla_ros.pruning.pruner import Pruner
+from sqap_vla_ros.pruning.pruner import Pruner, draw_seed
 from sqap_vla_ros.pruning.selection import RULES
 
 ONE = [(16, 16)]
@@ -85,16 +85,14 @@ def test_pictures_of_one_grid_draw_differently() -> None:
 def test_draw_depends_on_picture_and_seed_alone() -> None:
     rng = np.random.default_rng(0)
     picture, other = rng.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
-    pruner = Pruner(PruneKnobs(rule="random"), ONE)
-    draw = pruner.draw([picture])
+    draw = draw_seed([picture], 0)
     assert 0 <= draw < 1 << 32
-    assert draw == Pruner(PruneKnobs(rule="random"), ONE).draw([np.asfortranarray(picture.copy())])
+    assert draw == draw_seed([np.asfortranarray(picture.copy())], 0)
     almost = picture.copy()
     almost[20, 30, 1] ^= 1
-    draws = [draw, pruner.draw([almost]), pruner.draw([other]), pruner.draw([picture, other]),
-             Pruner(PruneKnobs(rule="random", seed=1), ONE).draw([picture])]
+    draws = [draw, draw_seed([almost], 0), draw_seed([other], 0), draw_seed([picture, other], 0),
+             draw_seed([picture], 1)]
     assert len(set(draws)) == 5
-    assert Pruner(PruneKnobs(), ONE).draw([picture]) == 0
 
 
 @pytest.mark.parametrize("rule", RULES)

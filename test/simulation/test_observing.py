@@ -41,4 +41,4 @@ def test_verb_writes_what_compress_reads(tmp_path, capsys):
     assert line == {"observations": str(tmp_path / "pictures"), "count": 3}
     stored = read_observations(tmp_path / "pictures")
     for (picture, words), entry in zip(observe_expert(3), stored, strict=True):
-        assert np.array_equal(entry.rgb, picture) and entry.instruction == words
+        assert np.array_equal(entry.images[0], picture) and entry.instruction == words

@@ -1,0 +1,81 @@
+"""What building a policy asks of device, recipe and model, before anything is run."""
+
+from __future__ import annotations
+
+import torch
+
+from sqap_vla_ros.config import Config
+from sqap_vla_ros.data import ACTION_NAMES
+from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.models.registry import Checkpoint
+from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.policy.compression import check_smoothness, find_observations
+from sqap_vla_ros.policy.observations import calibrate
+from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
+from sqap_vla_ros.quantization.recipe import FLOAT, STORED
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    :raises ConfigError: for one that torch does not have here
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device is '{name}', which is no torch device; use 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"model.device is '{name}'; allowed are cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"model.device is '{name}', but torch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def check_recipe(config: Config, loaded: Checkpoint) -> None:
+    """Keep 'stored' to compressed checkpoints and every other recipe to float ones, so that none is taken for another.
+
+    :raises ConfigError: when ``model.recipe`` is not for the checkpoint
+    """
+    name, recipe = config.model.checkpoint, config.model.recipe
+    if loaded.artifact is not None and recipe != STORED:
+        raise ConfigError(f"model.checkpoint '{name}' is compressed with the recipe '{loaded.artifact.recipe_name}', "
+                          f"and model.recipe is '{recipe}'; set model.recipe to '{STORED}' to run it as it is, or "
+                          f"model.checkpoint to the float one it was made from, '{loaded.artifact.origin.checkpoint}'")
+    if loaded.artifact is None and recipe == STORED:
+        raise ConfigError(f"model.recipe is '{STORED}', which runs a compressed checkpoint, and model.checkpoint "
+                          f"'{name}' is a float one; set model.recipe to '{FLOAT}' to run it as it is, or to one of "
+                          f"{', '.join(RECIPES)}")
+
+
+def quantize_model(model: VlaModel, config: Config) -> QuantizationReport:
+    """Quantize a float model by ``model.recipe``, with the observations that come with its checkpoint.
+
+    :raises ConfigError: when the recipe is not for the model, or must see observations and there are none
+    """
+    name, recipe = config.model.checkpoint, RECIPES[config.model.recipe]
+    check_smoothness(model, config.model.recipe, recipe)
+    observations = find_observations(name) if recipe.needs_calibration else []
+    if recipe.needs_calibration and not observations:
+        raise ConfigError(
+            f"model.recipe '{config.model.recipe}' must see observations, and model.checkpoint '{name}' comes without; "
+            f"compress it once: `sqap compress {name} OUT --recipe {config.model.recipe} --calibration DIR`, then set "
+            f"model.checkpoint to OUT and model.recipe to '{STORED}'")
+    return quantize_(model, recipe, engine=config.model.engine,  # type: ignore[arg-type]
+                     calibration=calibrate(model, observations))
+
+
+def check_arm(model: VlaModel) -> None:
+    """Refuse a model that one arm with one camera cannot be moved by.
+
+    :raises CheckpointError: when its actions are others than ``ACTION_NAMES``, or it wants more than one picture
+    """
+    dimensions = len(model.action_spec.low)
+    if dimensions != len(ACTION_NAMES):
+        raise CheckpointError(f"the model's actions have {dimensions} dimensions; to move one arm {len(ACTION_NAMES)} "
+                              f"are needed: {', '.join(ACTION_NAMES)}")
+    if len(model.cameras) != 1:
+        raise CheckpointError(f"the model sees {len(model.cameras)} cameras ({', '.join(model.cameras)}), and here is "
+                              "one; take a model with one camera, or give Policy.infer all of the pictures")
+    if model.state_size:
+        raise CheckpointError(f"the model reads a robot state of {model.state_size} numbers, and here is none; take a "
+                              "model that reads pictures only, or give Policy.infer the state")
