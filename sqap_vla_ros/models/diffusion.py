@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.dit import Dit, read_dit
 
 TRAIN_STEPS = 100
 GRIPPER = 6
+# CogACT's name of the vector that stands for no cognition.
+NO_COGNITION = "z_embedder.uncondition"
 # Noisy actions and the index of a step, from 0 in the order of sampling, to the predicted noise.
 Predictor = Callable[[Tensor, int], Tensor]
 
@@ -115,12 +118,16 @@ def denoise(predict: Predictor, noise: Tensor, schedule: Schedule) -> Tensor:
 class ActionModel(nn.Module):
     """CogACT's head: a cognition vector to a chunk of actions.
 
+    ``nothing`` is what guidance leads away from, the embedded vector that stands for no cognition. That vector does not
+    come from the decoder's norm, so it must not go through a linear into which gain or rotation have been folded.
+
     :param net: predicts noise
     """
 
     def __init__(self, net: Dit) -> None:
         super().__init__()
         self.net = net
+        self.nothing = nn.Parameter(torch.zeros(1, net.config.hidden_size))
 
     def draw_noise(self, schedule: Schedule, generator: torch.Generator, batch: int = 1) -> Tensor:
         """Noise for :meth:`sample`, the same for the same state of the generator.
@@ -155,13 +162,13 @@ class ActionModel(nn.Module):
         :param guidance_scale: as for :meth:`sample`
         """
         guided = guidance_scale > 1.0
+        seen = self.net.embed_cognition(cognition)
         if guided:
-            nothing = self.net.z_embedder.uncondition.to(cognition.dtype).expand_as(cognition)
-            cognition = torch.cat((cognition, nothing))
+            seen = torch.cat((seen, self.nothing.expand_as(seen)))
         times = schedule.timesteps
         # Counted on the device itself: nothing has to be sent there, nor kept from one sample to the next.
         timesteps = torch.arange(times.start, times.stop, times.step, device=cognition.device)
-        conditions = self.net.embed_conditions(timesteps, cognition)  # (S, 2 B, C) when guided
+        conditions = self.net.embed_times(timesteps)[:, None] + seen  # (S, 2 B, C) when guided
 
         def predict(x: Tensor, index: int) -> Tensor:
             x = x.to(conditions.dtype)
@@ -181,12 +188,25 @@ class ActionModel(nn.Module):
 def read_action_model(tensors: Mapping[str, Tensor], *, num_heads: int | None = None) -> ActionModel:
     """Build the head that some weights are for, and put them into it as they are.
 
+    Only the vector that stands for no cognition is not kept: it is embedded, in float64.
+
     :param tensors: by CogACT's names, all starting with ``net.``
     :param num_heads: of the attention; None for that of CogACT's size of the same width
     :raises CheckpointError: naming the tensor that is missing, unknown or of another shape
     """
-    return ActionModel(read_dit({name.removeprefix("net."): tensor for name, tensor in tensors.items()},
-                                num_heads=num_heads))
+    named = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
+    vector = named.pop(NO_COGNITION, None)
+    net = read_dit(named, num_heads=num_heads)
+    size = net.config.cognition_size
+    if vector is None or vector.shape != (1, size):
+        came = "is missing" if vector is None else f"has shape {tuple(vector.shape)}"
+        raise CheckpointError(f"the action model's tensor {NO_COGNITION}, which guidance needs, {came}; with the sizes "
+                              f"of its other tensors it must be {(1, size)}")
+    linear = net.z_embedder.linear
+    model = ActionModel(net)
+    embedded = F.linear(vector.double(), linear.weight.double(), linear.bias.double())
+    model.nothing = nn.Parameter(embedded.detach().to(linear.weight.dtype))
+    return model
 
 
 def clip_actions(samples: Tensor, gripper: int = GRIPPER) -> Tensor:

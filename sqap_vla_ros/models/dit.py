@@ -89,11 +89,10 @@ class ActionEmbedder(nn.Module):
 
 
 class CognitionEmbedder(nn.Module):
-    """A cognition vector to a token; ``uncondition`` is the vector that stands for none."""
+    """A cognition vector to a token."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
-        self.uncondition = nn.Parameter(0.02 * torch.randn(1, config.cognition_size))
         self.linear = nn.Linear(config.cognition_size, config.hidden_size)
 
     def forward(self, cognition: Tensor) -> Tensor:
@@ -161,21 +160,23 @@ class Dit(nn.Module):
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
-    def embed_conditions(self, timesteps: Tensor, cognition: Tensor) -> Tensor:
-        """Every diffusion time with every cognition vector, so that a sampler's loop finds them ready.
+    def embed_times(self, timesteps: Tensor) -> Tensor:
+        """One half of a condition, so that a sampler's loop finds it ready.
 
         :param timesteps: (S,) diffusion times as trained, whatever steps a sampler leaves out
-        :param cognition: (B, Z) in any floating type
-        :return: (S, B, C)
+        :return: (S, C)
         """
-        dtype = self.positional_embedding.dtype
-        return self.t_embedder(time_features(timesteps).to(dtype))[:, None] + self.z_embedder(cognition.to(dtype))
+        return self.t_embedder(time_features(timesteps).to(self.positional_embedding.dtype))
+
+    def embed_cognition(self, cognition: Tensor) -> Tensor:
+        """The other half: (B, Z) in any floating type to (B, C)."""
+        return self.z_embedder(cognition.to(self.positional_embedding.dtype))
 
     def forward(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Predict the noise.
 
         :param actions: (B, T, D) noisy actions, in the weights' type
-        :param condition: (B, C), one row of :meth:`embed_conditions`
+        :param condition: (B, C), time plus cognition or what stands for none
         :return: (B, T, D)
         """
         x = torch.cat((condition[:, None], self.x_embedder(actions)), dim=1) + self.positional_embedding
@@ -187,7 +188,7 @@ class Dit(nn.Module):
 def read_dit(tensors: Mapping[str, Tensor], *, num_heads: int | None = None) -> Dit:
     """Build the transformer that some weights are for, and put them into it as they are: same type, same memory.
 
-    :param tensors: by CogACT's names, without ``net.``
+    :param tensors: by CogACT's names, without ``net.`` and without ``z_embedder.uncondition``
     :param num_heads: of the attention; None for that of CogACT's size of the same width
     :raises CheckpointError: naming the tensor that is missing, unknown or of another shape
     """

@@ -1,4 +1,4 @@
-"""A Llama decoder that runs one prefill and may drop visual tokens on the way.
+"""A Llama decoder that runs a prefill, in which visual tokens may leave on the way, and one token at a time behind it.
 
 Two submodules, ``qk_online`` and ``down_online``, are identities here; rotation puts its transforms there.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sqap_vla_ros.models.attention import Chooser, LlamaAttention
+from sqap_vla_ros.models.attention import Chooser, KeyValues, LlamaAttention, Watch
 from sqap_vla_ros.models.rope import Rope, rope_tables
 from sqap_vla_ros.quantization.fused_layer import feed_forward
 from sqap_vla_ros.quantization.integer import QuantizedTokens, Rows
@@ -59,11 +59,14 @@ class PruneStep(NamedTuple):
     :param visual: where the visual tokens stand in the sequence
     :param select: (B, N) attention scores of the visual tokens, and (B, N, C) their hidden states in front of the
         layer, to those that stay
+    :param watchers: how many of the last tokens' attention is the score, as a mean; more than one only where attention
+        is not causal
     """
 
     layer: int
     visual: slice
     select: Callable[[Tensor, Tensor], Choice]
+    watchers: int = 1
 
 
 class RMSNorm(nn.Module):
@@ -114,10 +117,11 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, visual: slice | None = None,
-                choose: Chooser | None = None, bias: Tensor | None = None) -> tuple[Tensor, Rows | None]:
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, watch: Watch | None = None,
+                choose: Chooser | None = None, bias: Tensor | None = None, causal: bool = True,
+                seen: KeyValues | None = None) -> tuple[Tensor, Rows | None]:
         """See :meth:`LlamaAttention.forward`; tokens that are only looked at go no further."""
-        x, rows = self.self_attn(self.input_layernorm(x), x, rope, mask, visual, choose, bias)
+        x, rows = self.self_attn(self.input_layernorm(x), x, rope, mask, watch, choose, bias, causal, seen)
         return self.mlp.add_behind(self.post_attention_layernorm, x), rows
 
 
@@ -135,20 +139,32 @@ class LlamaDecoder(nn.Module):
         """The layers, first to last."""
         return cast(list[LlamaLayer], list(self.layers))
 
-    def forward(self, x: Tensor, positions: Tensor, *, mask: Tensor | None = None,
-                prune: PruneStep | None = None, tail: int | None = None) -> Tensor:
-        """Run one prefill.
+    def empty_cache(self) -> list[KeyValues]:
+        """For a prefill and the tokens behind it, one per layer."""
+        return [KeyValues() for _ in self.layers]
 
-        Kept tokens keep their positions, so their rotary phases are those of the unpruned sequence.
+    def forward(self, x: Tensor, positions: Tensor, *, mask: Tensor | None = None, causal: bool = True,
+                prune: PruneStep | None = None, tail: int | None = None,
+                cache: list[KeyValues] | None = None) -> Tensor:
+        """Run a prefill, or one token behind it.
 
-        :param x: (B, S, C) embeddings
-        :param positions: (B, S) int64
-        :param mask: (B, 1, S, S) bool or None for plain causal; only without ``prune`` and ``tail``
-        :param prune: where visual tokens leave, or None to keep all
+        Kept tokens keep their positions, so their rotary phases are those of the unpruned sequence. A token behind
+        them sees in each layer what that layer's queries saw, with the bias that their choice gave them.
+
+        :param x: (B, S, C) embeddings; S = 1 with a cache that is not empty
+        :param positions: (B, S) int64, counted without regard to tokens that left
+        :param mask: (B, 1, S, S) bool or None, as ``causal`` says; only without ``prune``, ``tail`` and ``cache``
+        :param causal: each token sees those before it and itself; False is every token
+        :param prune: where visual tokens leave, or None to keep all; only with an empty cache
         :param tail: how many of the last tokens are wanted, none of them visual; the last layer then computes nothing
             else that only the others need. None is all that are left
+        :param cache: of :meth:`empty_cache`, filled by the call; None when nothing comes behind
         :return: (B, S', C) after the final norm, S' = ``tail``, or S less the dropped tokens
+        :raises ValueError: for several watchers of which the earlier cannot see all, for several tokens behind a
+            prefill, and for ``prune`` there
         """
+        if prune is not None:
+            _check_prune(prune, causal, cache)
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         bias: Tensor | None = None
         for index, layer in enumerate(self.blocks):
@@ -156,13 +172,23 @@ class LlamaDecoder(nn.Module):
             is_end = tail is not None and index + 1 == len(self.layers)
             choices: list[Choice] = []
             choose = _choose_rows(here, x, tail if is_end else None, choices)
-            x, rows = layer(x, rope, mask, None if here is None else here.visual, choose, bias)
+            watch = None if here is None else Watch(here.visual, here.watchers)
+            x, rows = layer(x, rope, mask, watch, choose, bias, causal, None if cache is None else cache[index])
             if here is not None and choices[0].bias is not None and not is_end:
                 begin, kept = here.visual.start, choices[0].kept.shape[1]
                 bias = F.pad(choices[0].bias, (begin, x.shape[1] - begin - kept))
             if rows is not None:
                 rope = rope.take(rows)
         return self.norm(x if tail is None else x[:, -tail:])
+
+
+def _check_prune(prune: PruneStep, causal: bool, cache: list[KeyValues] | None) -> None:
+    if causal and prune.watchers > 1:
+        raise ValueError(f"{prune.watchers} watchers came to a causal decoder, where only the last token sees all; "
+                         "give 1, or causal=False")
+    if cache is not None and cache[0].length:
+        raise ValueError(f"tokens cannot leave behind a prefill, and the cache holds {cache[0].length}; give prune "
+                         "with the prefill")
 
 
 def _choose_rows(prune: PruneStep | None, x: Tensor, tail: int | None, choices: list[Choice]) -> Chooser | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.diffusion import squared_cosine_betas
@@ -69,16 +69,17 @@ def denoise_clipped(predict: NoisePredictor, noise: Tensor, schedule: ClippedSch
     return x
 
 
-def timestep_token(step: Tensor, width: int) -> Tensor:
+def timestep_tokens(width: int, train_steps: int = TRAIN_STEPS) -> nn.Parameter:
     """How far denoising is, as a token that no layer stands before.
 
-    Sines of ``width`` / 2 frequencies from 1 down to 1 / 10000, both ends included, then their cosines.
+    Sines of ``width`` / 2 frequencies from 1 down to 1 / 10000, both ends included, then their cosines. A parameter,
+    since a rotation of the residual stream must turn it as it turns the words.
 
-    :param step: (B,) of the training steps, 0 the last that denoises
     :param width: C, even
-    :return: (B, 1, C) float32
+    :param train_steps: of the diffusion as trained
+    :return: (train_steps, C) float32, a row for each time of the diffusion; 0 is the last that denoises
     """
     half = width // 2
-    falling = torch.arange(half, device=step.device) * (-math.log(10000.0) / (half - 1))
-    angles = step.float()[:, None] * falling.exp()
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, None]
+    falling = torch.arange(half) * (-math.log(10000.0) / (half - 1))
+    angles = torch.arange(train_steps).float()[:, None] * falling.exp()
+    return nn.Parameter(torch.cat((angles.sin(), angles.cos()), dim=-1))

@@ -61,6 +61,7 @@ class RotationSites:
     :param readers: linears that read it, by norm; the final norm and the head's first linear included
     :param attentions: of all layers, in order
     :param mlps: of all layers, in order
+    :param plain_readers: linears that read the stream as it is, behind no norm
     """
 
     stream_size: int
@@ -69,6 +70,12 @@ class RotationSites:
     readers: tuple[Reader, ...]
     attentions: tuple[AttentionSite, ...]
     mlps: tuple[MlpSite, ...]
+    plain_readers: tuple[nn.Linear, ...] = ()
+
+    @property
+    def all_readers(self) -> list[nn.Linear]:
+        """Every linear that reads the stream."""
+        return [*(linear for reader in self.readers for linear in reader.linears), *self.plain_readers]
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,8 @@ def _rotate_stream_(sites: RotationSites, rotation: HadamardRotation) -> None:
         embedding.copy_(rotation(embedding.double()))
     for linear in sites.writers:
         _rotate_output_(linear, rotation)
-    for reader in sites.readers:
-        for linear in reader.linears:
-            _rotate_input_(linear, rotation)
+    for linear in sites.all_readers:
+        _rotate_input_(linear, rotation)
 
 
 def _rotate_input_(linear: nn.Linear, rotation: HadamardRotation) -> None:
@@ -173,7 +179,7 @@ def _build(size: int, seeds: tuple[int, int, int], block: int | None, near: nn.L
 
 
 def _check_sites(sites: RotationSites) -> None:
-    readers = [linear.weight for reader in sites.readers for linear in reader.linears]
+    readers = [linear.weight for linear in sites.all_readers]
     for parameters in ([*sites.embeddings, *readers], [linear.weight for linear in sites.writers]):
         if len({id(parameter) for parameter in parameters}) < len(parameters):
             raise ConfigError("a weight is used at two places of the residual stream, such as an embedding tied to "

@@ -121,7 +121,8 @@ def test_guidance_goes_beyond_the_condition(scale):
     model, schedule = make_model(), ddim_schedule(5)
     cognition, x = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 3, 2, dtype=torch.float64)
     conditioned = model.make_predictor(cognition, schedule, guidance_scale=1.0)(x, 1)
-    without = model.make_predictor(model.net.z_embedder.uncondition.expand(2, -1), schedule, guidance_scale=1.0)(x, 1)
+    time = model.net.embed_times(torch.tensor([schedule.timesteps[1]]))
+    without = model.net(x, (time + model.nothing).expand(2, -1))
     guided = model.make_predictor(cognition, schedule, guidance_scale=scale)(x, 1)
     torch.testing.assert_close(guided, scale * conditioned + (1 - scale) * without, atol=1e-12, rtol=0)
     assert (guided - conditioned).abs().max() > 0.01
@@ -140,7 +141,7 @@ def test_cognition_and_times_are_embedded_once():
     for part in (model.net.z_embedder, model.net.t_embedder):
         part.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape))
     model.sample(torch.randn(1, 6), model.draw_noise(schedule, torch.Generator()), schedule)
-    assert sorted(calls) == [(2, 6), (10, 256)]
+    assert sorted(calls) == [(1, 6), (10, 256)]
 
 
 def test_the_same_generator_gives_the_same_actions():
@@ -187,15 +188,42 @@ def test_what_is_not_finite_is_not_clipped_away():
     assert clip_actions(samples).isnan().nonzero().tolist() == [[0, 0, 1], [0, 1, 6], [0, 2, 6]]
 
 
+def to_checkpoint(model, vector):
+    """A model's tensors by CogACT's names; its ``nothing`` is not among them."""
+    named = {name: tensor for name, tensor in model.state_dict().items() if name != "nothing"}
+    return named | {"net.z_embedder.uncondition": vector}
+
+
 def test_weights_are_read_by_their_names_in_the_checkpoint():
-    model = make_model()
-    assert all(name.startswith("net.") for name in model.state_dict())
-    read = read_action_model(model.state_dict(), num_heads=2)
+    model, vector = make_model(), torch.randn(1, 6, dtype=torch.float64)
+    tensors = to_checkpoint(model, vector)
+    assert all(name.startswith("net.") for name in tensors)
+    read = read_action_model(tensors, num_heads=2)
+    assert read.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(read.nothing, model.net.embed_cognition(vector))
+    model.nothing.copy_(read.nothing)
     cognition, noise = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 1, 3, 2)
     assert torch.equal(*(each.sample(cognition, noise, ddim_schedule(5)) for each in (read, model)))
-    with pytest.raises(CheckpointError, match=r"lacks the tensor final_layer\.linear\.bias"):
-        read_action_model({name: tensor for name, tensor in model.state_dict().items()
-                           if name != "net.final_layer.linear.bias"}, num_heads=2)
+
+
+@pytest.mark.parametrize(("name", "change", "named"), [
+    ("final_layer.linear.bias", None, r"lacks the tensor final_layer\.linear\.bias"),
+    ("z_embedder.uncondition", None, r"z_embedder\.uncondition, which guidance needs, is missing; .* \(1, 6\)"),
+    ("z_embedder.uncondition", torch.zeros(1, 5), r"z_embedder\.uncondition.* has shape \(1, 5\); .* \(1, 6\)")])
+def test_unfit_weights_are_named(name, change, named):
+    tensors = to_checkpoint(make_model(), torch.zeros(1, 6)) | {f"net.{name}": change}
+    with pytest.raises(CheckpointError, match=named):
+        read_action_model({key: tensor for key, tensor in tensors.items() if tensor is not None}, num_heads=2)
+
+
+def test_what_stands_for_none_is_embedded_before_rounding_and_does_not_follow_the_linear():
+    wide, vector = make_model(), torch.randn(1, 6, dtype=torch.float64)
+    half = read_action_model(to_checkpoint(wide.bfloat16(), vector), num_heads=2).requires_grad_(False)
+    linear = half.net.z_embedder.linear
+    expected = vector @ linear.weight.double().T + linear.bias.double()
+    assert half.nothing.dtype == torch.bfloat16 and torch.equal(half.nothing, expected.bfloat16())
+    linear.weight.zero_()
+    assert torch.equal(half.nothing, expected.bfloat16())
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +236,7 @@ def original(oracles):
     model = read_action_model(tensors, num_heads=sizes["heads"]).eval().requires_grad_(False)
     assert (model.net.config.depth, model.net.config.hidden_size) == (sizes["depth"], sizes["hidden"])
     assert model.net.config.chunk_steps == sizes["future_action_window_size"] + 1
-    return model, load_file(folder / "reference_float32.safetensors")
+    return model, load_file(folder / "reference_float32.safetensors"), tensors
 
 
 def assert_near(value, expected, tolerance=TOLERANCE):
@@ -216,7 +244,7 @@ def assert_near(value, expected, tolerance=TOLERANCE):
 
 
 def test_schedule_is_the_original_one(original):
-    _, reference = original
+    _, reference, _ = original
     np.testing.assert_allclose(squared_cosine_betas(100), reference["base_betas"], rtol=1e-12)
     np.testing.assert_allclose(shares_left(), reference["base_alphas_cumprod"], rtol=1e-12)
     times = ddim_schedule(10).timesteps
@@ -226,8 +254,8 @@ def test_schedule_is_the_original_one(original):
 
 
 def test_every_step_is_the_original_one(original):
-    model, reference = original
-    assert torch.equal(reference["ddim_z"][1], model.net.z_embedder.uncondition)
+    model, reference, _ = original
+    assert_near(model.nothing, model.net.embed_cognition(reference["ddim_z"][1]), 1e-6)
     schedule, seen = ddim_schedule(10), []
     predict = model.make_predictor(reference["cognition"], schedule, guidance_scale=1.5)
 
@@ -245,14 +273,14 @@ def test_every_step_is_the_original_one(original):
 
 
 def test_actions_are_the_original_ones(original):
-    model, reference = original
+    model, reference, _ = original
     sample = model.sample(reference["cognition"], reference["noise"][None], ddim_schedule(10), guidance_scale=1.5)
     assert_near(clip_actions(sample)[0], reference["ddim10_cfg15_normalized"])
 
 
 def test_half_precision_stays_near_the_original(original):
-    model, reference = original
-    half = read_action_model({name: tensor.bfloat16() for name, tensor in model.state_dict().items()}, num_heads=4)
+    _, reference, tensors = original
+    half = read_action_model({name: tensor.bfloat16() for name, tensor in tensors.items()}, num_heads=4)
     sample = half.sample(reference["cognition"], reference["noise"][None], ddim_schedule(10), guidance_scale=1.5)
     expected = reference["ddim10_cfg15_raw_samples"][:1]
     assert ((sample - expected).norm() / expected.norm()).item() < 2e-2

@@ -60,7 +60,7 @@ def test_predictions_follow_the_formulas():
 def test_a_condition_is_time_plus_cognition():
     dit = make_dit()
     weights, cognition = to_weights(dit), torch.randn(2, 10, dtype=torch.float64)
-    conditions = dit.embed_conditions(torch.tensor([90, 0, 7]), cognition)
+    conditions = dit.embed_times(torch.tensor([90, 0, 7]))[:, None] + dit.embed_cognition(cognition)
     assert conditions.shape == (3, 2, 24)
     seen = cognition.numpy() @ weights["z_embedder.linear.weight"].T + weights["z_embedder.linear.bias"]
     for row, time in enumerate((90, 0, 7)):
@@ -87,7 +87,8 @@ def test_sizes_are_the_published_ones(size, published):
     with torch.device("meta"):
         dit = Dit(config)
     unused = 7 * config.hidden_size + config.hidden_size  # an embedding of past actions, of which there are none
-    assert sum(parameter.numel() for parameter in dit.parameters()) + unused == published
+    no_cognition = config.cognition_size
+    assert sum(parameter.numel() for parameter in dit.parameters()) + unused + no_cognition == published
     assert read_sizes(dit.state_dict()) == config
 
 

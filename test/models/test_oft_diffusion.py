@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.models.oft_diffusion import clipped_schedule, denoise_clipped, timestep_token
+from sqap_vla_ros.models.oft_diffusion import clipped_schedule, denoise_clipped, timestep_tokens
 
 
 def left_at(time, steps=50):
@@ -57,10 +57,11 @@ def test_noise_that_is_wrong_leads_where_the_recurrence_leads():
 
 
 def test_time_is_told_by_sines_then_cosines_between_both_ends():
-    token = timestep_token(torch.tensor([0.0, 49.0]), 64)
-    assert token.shape == (2, 1, 64)
-    assert token[0, 0].tolist() == [0.0] * 32 + [1.0] * 32
-    for index in (0, 11, 31):
-        angle = 49 * 10000 ** (-index / 31)
-        assert token[1, 0, index].item() == pytest.approx(math.sin(angle), abs=1e-5)
-        assert token[1, 0, 32 + index].item() == pytest.approx(math.cos(angle), abs=1e-5)
+    tokens = timestep_tokens(64)
+    assert tokens.shape == (50, 64) and isinstance(tokens, torch.nn.Parameter)
+    assert tokens[0].tolist() == [0.0] * 32 + [1.0] * 32
+    for time in (1, 49):
+        for index in (0, 11, 31):
+            angle = time * 10000 ** (-index / 31)
+            assert tokens[time, index].item() == pytest.approx(math.sin(angle), abs=1e-5)
+            assert tokens[time, 32 + index].item() == pytest.approx(math.cos(angle), abs=1e-5)

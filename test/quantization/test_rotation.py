@@ -136,3 +136,15 @@ def test_layer_norm_and_tied_weights_are_refused() -> None:
     gain = SimpleNamespace(weight=torch.ones(8))
     with pytest.raises(ConfigError, match="untie it"):
         rotate_(RotationSites(8, (reads.weight,), (writes,), (Reader(gain, (reads,)),), (), ()), 0)
+    with pytest.raises(ConfigError, match="untie it"):
+        rotate_(RotationSites(8, (), (writes,), (Reader(gain, (reads,)),), (), (), (reads,)), 0)
+
+
+def test_who_reads_behind_no_norm_takes_the_rotation_and_no_gain() -> None:
+    embedding = nn.Parameter(torch.randn(5, 8, dtype=torch.float64), requires_grad=False)
+    behind, plain, writes = (nn.Linear(*sizes).double().requires_grad_(False) for sizes in ((8, 3), (8, 3), (2, 8)))
+    gain = SimpleNamespace(weight=torch.rand(8, dtype=torch.float64) + 0.5)
+    normed, read, before = behind(embedding * gain.weight), plain(embedding), embedding.clone()
+    rotate_(RotationSites(8, (embedding,), (writes,), (Reader(gain, (behind,)),), (), (), (plain,)), 1)
+    assert relative_error(before, embedding) > 0.1
+    assert relative_error(read, plain(embedding)) < 1e-12 and relative_error(normed, behind(embedding)) < 1e-12
