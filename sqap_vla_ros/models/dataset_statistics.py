@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.models.prismatic_checkpoint import CONFIG_FILE, read_json
+from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.vla import ActionSpec
 
-STATISTICS_FILE = "dataset_statistics.json"
+CONFIG_FILE, STATISTICS_FILE = "config.json", "dataset_statistics.json"
 # The names of a data set's lowest and highest values, by the name of a normalisation.
 NORMALIZATIONS = {"q99": ("q01", "q99"), "min-max": ("min", "max")}
+# What is read of a data set.
+_PARTS, _KEYS = ("action", "proprio"), (*(end for ends in NORMALIZATIONS.values() for end in ends), "mask")
 # What OpenVLA-OFT adds to a span, so that one of zero can be divided by.
 OFT_SPAN_OFFSET = 1e-8
 # LIBERO's data sets, when cleaned of steps that do nothing, are called by their suite with this behind.
@@ -56,6 +58,12 @@ class DatasetStatistics:
 
     source: Path
     datasets: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without all that is never read; ``datasets`` can be made of them again."""
+        return {name: {part: {key: entry[part][key] for key in _KEYS if key in entry[part]}
+                       for part in _PARTS if isinstance(entry.get(part), dict)}
+                for name, entry in self.datasets.items() if isinstance(entry, dict)}
 
     def choose(self, dataset: str | None) -> str:
         """Name of the data set whose statistics count.

@@ -14,9 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sqap_vla_ros.models.family import build_empty, fill_module
 from sqap_vla_ros.models.key_maps import HF, translate_name
 from sqap_vla_ros.models.lora import OverlaidTensors, UnwrappedFile, read_adapter_config
-from sqap_vla_ros.models.oft_files import fill_module, find_part
+from sqap_vla_ros.models.oft_files import find_part
 from sqap_vla_ros.models.shards import TensorFiles
 from sqap_vla_ros.models.towers import FusedVision, TowerBlock, TowerConfig, VisionTower
 
@@ -116,9 +117,7 @@ def read_film(path: Path, towers: Mapping[str, TowerConfig], language_width: int
         tower, block, rest = match[1].removeprefix("vision."), int(match[2]), match[3]
         if tower not in towers or block < towers[tower].num_blocks:
             tensors[f"{tower}.{block}.{rest}"] = stored.read(name)
-    with torch.device("meta"):
-        film = Film(towers, language_width)
-    return fill_module(path, film, tensors)
+    return fill_module(path, build_empty(Film, towers, language_width), tensors)
 
 
 def _scale_beside(path: Path) -> Callable[[str, int], float]:

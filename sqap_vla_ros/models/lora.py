@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models.prismatic_checkpoint import read_json
+from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.shards import PickleFile, SafetensorsFile, TensorFiles
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,6 +86,7 @@ class LoraAdapter:
 
     def __init__(self, folder: str | Path) -> None:
         self.config = _read_config(Path(folder) / ADAPTER_CONFIG)
+        self.paths = (Path(folder) / ADAPTER_CONFIG, Path(folder) / ADAPTER_TENSORS)
         self._file = SafetensorsFile(Path(folder) / ADAPTER_TENSORS)
         stored = {}
         for name in self._file.shapes:
@@ -144,6 +145,11 @@ class MergedTensors(TensorFiles):
         adapter.check(tensors)
         self._files, self._tensors, self._adapter = tensors._files, tensors, adapter
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file, the adapter's among them."""
+        return (*self._tensors.paths, *self._adapter.paths)
+
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A tensor, merged; see :meth:`TensorFiles.read`."""
         return self._adapter.merge(name, self._tensors.read(name, shape))
@@ -159,6 +165,11 @@ class OverlaidTensors(TensorFiles):
     def __init__(self, below: TensorFiles, above: TensorFiles) -> None:
         super().__init__(())
         self._files, self._below, self._above = {**below._files, **above._files}, below, above
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file, those of both."""
+        return (*self._below.paths, *self._above.paths)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A tensor; see :meth:`TensorFiles.read`."""
@@ -181,8 +192,9 @@ class UnwrappedFile(PickleFile):
         self._scale, self._wanted = scale, wanted
         super().__init__(path)
 
-    def _list(self) -> dict[str, tuple[int, ...]]:
-        shapes = super()._list()
+    def _list(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        stored_as = super()._list()
+        shapes = {name: shape for name, (_, shape) in stored_as.items()}
         self._changes, whole = _pair_halves(self.path, {unwrapped_name(name): name for name in shapes}, shapes)
         self._stored = {name.replace(".base_layer.", "."): stored for name, stored in whole.items()}
         for module, change in self._changes.items():
@@ -191,7 +203,7 @@ class UnwrappedFile(PickleFile):
                 came = "nothing" if stored is None else f"shape {shapes[stored]}"
                 raise CheckpointError(f"'{self.path}' changes '{module}.weight' as one of shape {change.shape}; of "
                                       f"that it has {came}")
-        return {name: shapes[stored] for name, stored in self._stored.items() if self._wanted(name)}
+        return {name: stored_as[stored] for name, stored in self._stored.items() if self._wanted(name)}
 
     def _get(self, name: str) -> Tensor:
         tensor, module = super()._get(self._stored[name]), name.removesuffix(".weight")

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.family import build_empty, fill_module
 from sqap_vla_ros.models.oft_heads import ChunkHead
 from sqap_vla_ros.models.oft_presets import PRESETS, OftPreset
 from sqap_vla_ros.models.proprio import TokenProjector
@@ -24,7 +23,6 @@ _HEAD_NAMES = ((re.compile(r"^layer_norm1\."), "norm_in."), (re.compile(r"^fc1\.
                (re.compile(r"^mlp_resnet_blocks\.(\d+)\.ffn\.1\."), r"blocks.\1.linear."),
                (re.compile(r"^layer_norm2\."), "norm_out."), (re.compile(r"^fc2\."), "fc_out."))
 _REGRESSING, _DENOISING = "model.", "noise_predictor.mlp_resnet."
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +118,7 @@ def read_head(path: Path) -> tuple[ChunkHead, bool]:
         raise CheckpointError(f"'{path}' reads {inputs} numbers for {actions} action dimensions, which cannot share "
                               "them evenly")
     blocks = 1 + max((int(name.split(".")[1]) for name in named if name.startswith("blocks.")), default=-1)
-    with torch.device("meta"):
-        head = ChunkHead(actions, inputs // actions, width, blocks)
-    return fill_module(path, head, named), denoises
+    return fill_module(path, build_empty(ChunkHead, actions, inputs // actions, width, blocks), named), denoises
 
 
 def read_projector(path: Path) -> TokenProjector:
@@ -132,28 +128,7 @@ def read_projector(path: Path) -> TokenProjector:
     """
     tensors = read_part(path)
     width, inputs = _matrix_shape(path, tensors, "fc1.weight")
-    with torch.device("meta"):
-        projector = TokenProjector(inputs, width)
-    return fill_module(path, projector, tensors)
-
-
-def fill_module(path: Path, module: _Module, tensors: Mapping[str, Tensor]) -> _Module:
-    """Give a module its tensors as they are: same type, same memory.
-
-    :param path: where they are from, for messages
-    :raises CheckpointError: naming the tensor that is missing, of another shape or unknown
-    """
-    expected = module.state_dict()
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    for names, fault in ((missing, "lacks"), (unknown, "has unknown")):
-        if names:
-            raise CheckpointError(f"'{path}' {fault} tensors: {', '.join(sorted(names)[:5])}")
-    for name, tensor in expected.items():
-        if tensors[name].shape != tensor.shape:
-            raise CheckpointError(f"'{path}' has {name} with shape {tuple(tensors[name].shape)}; with the sizes of its "
-                                  f"other tensors it must be {tuple(tensor.shape)}")
-    module.load_state_dict(tensors, assign=True)
-    return module.eval().requires_grad_(False)
+    return fill_module(path, build_empty(TokenProjector, inputs, width), tensors)
 
 
 def _head_name(name: str) -> str:

@@ -15,21 +15,24 @@ from sqap_vla_ros.models.vla import Sequence
 STOP_ID = 2
 
 
-def assemble_sequence(prompt: Tensor, visual: Tensor, extra: Tensor | None, places: Tensor, stop: Tensor) -> Sequence:
-    """Put a sequence together.
+def assemble_sequence(prompt: Tensor, visual: Tensor, extra: Tensor | None = None, places: Tensor | None = None,
+                      stop: Tensor | None = None, *, causal: bool = False) -> Sequence:
+    """Put a sequence together; without what is None, it is that of the other Prismatic models.
 
     :param prompt: (B, L, C) embeddings of the instruction's ids, BOS first and 29871 last
     :param visual: (B, N, C) tokens of all pictures
-    :param extra: (B, E, C) the state's token, then for diffusion the timestep's; None for neither
+    :param extra: (B, E, C) the state's token, then for diffusion the timestep's
     :param places: (B, A, C) what stands where actions are read: :func:`empty_places`, or projected noisy actions
     :param stop: (1, 1, C) embedding of ``STOP_ID``
+    :param causal: whether each token sees only those before it
     :return: (B, 1 + N + E + (L - 1) + A + 1, C), with positions 0, 1, 2, ...
     """
     batch, count = visual.shape[:2]
-    middle = (visual,) if extra is None else (visual, extra)
-    embeddings = torch.cat((prompt[:, :1], *middle, prompt[:, 1:], places, stop.expand(batch, -1, -1)), dim=1)
+    end = None if stop is None else stop.expand(batch, -1, -1)
+    parts = (prompt[:, :1], visual, extra, prompt[:, 1:], places, end)
+    embeddings = torch.cat([part for part in parts if part is not None], dim=1)
     positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(batch, -1)
-    return Sequence(embeddings, positions, slice(1, 1 + count))
+    return Sequence(embeddings, positions, slice(1, 1 + count), causal)
 
 
 def empty_places(like: Tensor, count: int) -> Tensor:

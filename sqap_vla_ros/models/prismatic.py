@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from sqap_vla_ros.errors import CheckpointError, InputError
 from sqap_vla_ros.models.key_maps import KeyMap
 from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder
+from sqap_vla_ros.models.oft_sequence import assemble_sequence
 from sqap_vla_ros.models.shards import TensorFiles
+from sqap_vla_ros.models.sites import decoder_linears, stream_sites
 from sqap_vla_ros.models.towers import FusedVision, TowerConfig
 from sqap_vla_ros.models.vla import ImageSpec, Sequence
+from sqap_vla_ros.quantization.rotation import RotationSites
 
 
 @dataclass(frozen=True)
@@ -88,64 +91,115 @@ class Projector(nn.Module):
 
 
 class PrismaticVlm(nn.Module):
-    """Everything but what turns hidden states into actions.
+    """Everything but what turns words into ids, and hidden states into actions.
+
+    Most of :class:`~sqap_vla_ros.models.vla.VlaModel`, for one camera and a model that reads no state; a family adds
+    the rest, and parts of its own.
 
     :param config: sizes
     :param has_lm_head: whether next tokens are predicted; CogACT and a regression head do without
     """
 
+    cameras: tuple[str, ...] = ("main",)
+    state_size = 0
+    example = "pick up the red block"
+
     def __init__(self, config: PrismaticConfig, *, has_lm_head: bool = True) -> None:
         super().__init__()
-        self.config = config
         width = config.decoder.hidden_size
+        self.config: Any = config  # a family puts its own there
+        self.image_spec = config.image
+        self.pictures = "none"
+        self.grid = (config.grid_size, config.grid_size)
         self.vision = FusedVision(config.towers)
         self.projector = Projector(config.projector_sizes)
         self.embed_tokens = nn.Embedding(config.vocabulary_size, width)
         self.decoder = LlamaDecoder(config.decoder)
         self.lm_head = nn.Linear(width, config.vocabulary_size, bias=False) if has_lm_head else None
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def see(self, picture: Tensor, ids: list[int]) -> Tensor:
+        """What the vision towers make of one picture; the words play no part, unless a family says so.
+
+        :param picture: (B, 3 * towers, H, W), normalised
+        :param ids: of the prompt
+        :return: (B, N, V)
+        """
+        return self.vision(picture)
+
+    def encode_images(self, pixels: Tensor, ids: list[int]) -> Tensor:
         """See and project one picture or several.
 
         :param pixels: (B, pictures * 3 * towers, H, W), normalised; picture by picture, within it tower by tower
+        :param ids: of the prompt
         :return: (B, pictures * N, C), picture by picture
         :raises InputError: for a number of channels that is no whole number of pictures
         """
-        channels = 3 * len(self.config.towers)
+        channels = 3 * len(self.vision.towers)
         if pixels.shape[1] == 0 or pixels.shape[1] % channels:
             raise InputError(f"{pixels.shape[1]} channels are no whole number of pictures of {channels} each; join "
                              "what prepare_picture gives for each picture along dimension 1")
-        return torch.cat([self.projector(self.vision(picture)) for picture in pixels.split(channels, dim=1)], dim=1)
+        return torch.cat([self.projector(self.see(picture, ids)) for picture in pixels.split(channels, dim=1)], dim=1)
 
-    def build_sequence(self, visual: Tensor, ids: list[int]) -> Sequence:
+    def embed(self, ids: list[int], visual: Tensor) -> Tensor:
+        """(B, L, C) embeddings of a prompt's ids, for the batch, the device and the type of visual tokens."""
+        tokens = torch.tensor([ids], device=visual.device).expand(len(visual), -1)
+        return self.embed_tokens(tokens).to(visual.dtype)
+
+    def build_sequence(self, visual: Tensor, ids: list[int], state: Tensor | None = None, seed: int = 0) -> Sequence:
         """Put visual tokens behind BOS and in front of the other words.
 
         :param visual: (B, N, C)
         :param ids: of the prompt, BOS first
+        :param state: read by none but OpenVLA-OFT
+        :param seed: of noise, which there is none of
         """
-        batch, count, _ = visual.shape
-        tokens = torch.tensor([ids], device=visual.device).expand(batch, -1)
-        words = self.embed_tokens(tokens).to(visual.dtype)
-        embeddings = torch.cat((words[:, :1], visual, words[:, 1:]), dim=1)
-        positions = torch.arange(embeddings.shape[1], device=visual.device).expand(batch, -1)
-        return Sequence(embeddings, positions, slice(1, 1 + count))
+        return assemble_sequence(self.embed(ids, visual), visual, causal=True)
+
+    def rotation_sites(self) -> RotationSites:
+        """One residual stream: words and projector write it, the layers read and write, a language head reads.
+
+        A family with other parts that read or write it has its own.
+        """
+        readers = () if self.lm_head is None else (self.lm_head,)
+        words = cast(nn.Parameter, self.embed_tokens.weight)
+        return stream_sites(self.decoder, (words,), (self.projector.last,), readers)
+
+    def quantizable_linears(self) -> dict[str, nn.Linear]:
+        """Every linear of the decoder."""
+        return decoder_linears(self.decoder)
+
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, first to last."""
+        return list(self.decoder.layers)
+
+    def float_reasons(self) -> dict[str, str]:
+        """What recipes leave alone; a family adds its own parts."""
+        reasons = {"vision": "runs once per image and feeds every token; the method compresses the LLM",
+                   "projector": "1 % of the weights; errors here reach every layer",
+                   "embed_tokens": "a look-up, not a matrix product"}
+        return reasons if self.lm_head is None else {
+            **reasons, "lm_head": "one token wide, and only the rows of action tokens are read"}
 
 
 def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *, dtype: torch.dtype = torch.float32,
                     elsewhere: tuple[str, ...] = ()) -> None:
     """Give a model its weights, reading one tensor at a time; the model may be on the meta device before.
 
+    Tensors of a language head that the model does not have are not read.
+
     :param model: of the sizes that the checkpoint has
     :param tensors: of the checkpoint
     :param keys: which tensor is where
     :param dtype: what the model computes in
-    :param elsewhere: beginnings of the names of tensors that another part of the model reads, such as "action_model."
+    :param elsewhere: beginnings of the names, in the model and in the checkpoint, of tensors that belong to a family's
+        own parts, such as "action_model."; they are left as they are
     :raises CheckpointError: naming file and tensor that is missing, of another shape, damaged or unknown to the model
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+                if not name.startswith(elsewhere)}
     check_keys(expected, tensors, keys, elsewhere)
     state = {name: tensors.read(keys.stored[name], shape).to(dtype) for name, shape in expected.items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)  # strict would ask for a family's own parts too
 
 
 def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys: KeyMap,

@@ -6,25 +6,23 @@ the ids in config.json, or from architecture.json in the checkpoint's folder or 
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.key_maps import HF, KeyMap, map_keys
-from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.llama_tokenizer import TOKENIZER_FILE
+from sqap_vla_ros.models.lora import LoraAdapter, MergedTensors, find_adapter
 from sqap_vla_ros.models.pictures import STRATEGIES
 from sqap_vla_ros.models.prismatic import PrismaticConfig
+from sqap_vla_ros.models.prismatic_sizes import ARCHITECTURE_FILE, Shapes, read_decoder, read_projector, read_tower
 from sqap_vla_ros.models.shards import INDEX_FILE, SINGLE_FILE, TensorFiles, open_pickle, open_safetensors
 from sqap_vla_ros.models.towers import TowerConfig
 from sqap_vla_ros.models.vla import ImageSpec
 
-CONFIG_FILE, ARCHITECTURE_FILE, PICTURE_FILE = "config.json", "architecture.json", "preprocessor_config.json"
-# Width to attention heads, as timm has them: DINOv2 S to g, and SigLIP's shape-optimised ViT.
-_TOWER_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24}
+CONFIG_FILE, PICTURE_FILE = "config.json", "preprocessor_config.json"
 # What pictures are normalised by: mean and deviation.
 _NORMALISATION = {"dino": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "siglip": ((0.5,) * 3, (0.5,) * 3)}
 
@@ -68,19 +66,34 @@ class PrismaticCheckpoint:
     keys: KeyMap
     prompt: str
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Every file that decides what the model does; what lies beside the model's own is for a family to add."""
+        beside = [self.folder / name for name in (CONFIG_FILE, PICTURE_FILE, INDEX_FILE)]
+        return (*(path for path in beside if path.is_file()), *find_architecture(self.folder), *self.tensors.paths)
+
+    @property
+    def stored(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """safetensors' type, and shape, of each tensor by its name here."""
+        return {name: self.tensors.stored(stored) for name, stored in self.keys.stored.items()}
+
 
 def open_prismatic(folder: str | Path) -> PrismaticCheckpoint:
     """Find out what a folder holds.
+
+    An adapter among its files is merged into what is read; see :func:`~sqap_vla_ros.models.lora.find_adapter`.
 
     :param folder: as transformers saves OpenVLA and OpenVLA-OFT, or a run of CogACT with ``checkpoints/*.pt``
     :raises CheckpointError: naming the file or tensor that is missing, damaged, or of another kind of model
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG_FILE)
-    architecture = _read_architecture(folder)
-    tensors = _open_tensors(folder)
+    architecture = read_architecture(folder)
+    tensors, adapter = _open_tensors(folder), find_adapter(folder)
+    if adapter is not None:
+        tensors = MergedTensors(tensors, LoraAdapter(adapter))
     keys = map_keys(tensors.names)
-    shapes = _Shapes(tensors, keys)
+    shapes = Shapes(tensors, keys)
     try:
         config, prompt = _describe(folder, values, architecture, shapes)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
@@ -90,12 +103,11 @@ def open_prismatic(folder: str | Path) -> PrismaticCheckpoint:
 
 
 def _describe(folder: Path, values: dict[str, Any], architecture: dict[str, Any],
-              shapes: _Shapes) -> tuple[PrismaticConfig, str]:
+              shapes: Shapes) -> tuple[PrismaticConfig, str]:
     base = None if shapes.keys.layout == HF else _find_base(folder, values)
-    decoder = _read_decoder(folder, shapes, values, architecture, base)
+    decoder = read_decoder(shapes, values, architecture, None if base is None else base.heads)
     sizes = _stated_sizes(folder, values) if base is None else [base.image_size]
-    towers = {name: _read_tower(shapes, name, sizes[min(index, len(sizes) - 1)] if sizes else None,
-                                _tower_architecture(architecture, name))
+    towers = {name: read_tower(shapes, name, sizes[min(index, len(sizes) - 1)] if sizes else None, architecture)
               for index, name in enumerate(name for name in ("dino", "siglip") if shapes.has(f"vision.{name}."))}
     place = shapes.tensors.place
     if not towers:
@@ -104,7 +116,7 @@ def _describe(folder: Path, values: dict[str, Any], architecture: dict[str, Any]
     if len({(tower.image_size, tower.grid_size) for tower in towers.values()}) != 1:
         raise CheckpointError(f"'{folder}' must have vision towers of one picture size and grid, it has "
                               f"{ {name: (tower.image_size, tower.grid_size) for name, tower in towers.items()} }")
-    projector = _read_projector(shapes)
+    projector = read_projector(shapes)
     ends, widths = (projector[0], projector[-1]), (sum(t.hidden_size for t in towers.values()), decoder.hidden_size)
     if ends != widths:
         raise CheckpointError(f"the projector in {place} goes from {ends[0]} numbers to {ends[1]}, but vision towers "
@@ -128,27 +140,18 @@ def find_tokenizer(folder: str | Path) -> Path:
                           "copy it there from OpenVLA-7B, whose tokenizer all these models share")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def find_architecture(folder: Path) -> tuple[Path, ...]:
+    """The architecture.json of a checkpoint, in its folder or beside it; one path, or none."""
+    places = (folder / ARCHITECTURE_FILE, folder.resolve().parent / ARCHITECTURE_FILE)
+    return tuple(path for path in places if path.is_file())[:1]
 
-    :raises CheckpointError: when the file is missing, damaged or holds something else
+
+def read_architecture(folder: Path) -> dict[str, Any]:
+    """What architecture.json says; nothing where there is none.
+
+    :raises CheckpointError: when it is damaged
     """
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' is missing")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not readable as JSON: {error}; copy it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"'{path}' must hold a JSON object, it holds {type(values).__name__}")
-    return values
-
-
-def _read_architecture(folder: Path) -> dict[str, Any]:
-    for place in (folder, folder.resolve().parent):
-        if (place / ARCHITECTURE_FILE).is_file():
-            return read_json(place / ARCHITECTURE_FILE)
-    return {}
+    return next(map(read_json, find_architecture(folder)), {})
 
 
 def _open_tensors(folder: Path) -> TensorFiles:
@@ -167,106 +170,6 @@ def _find_base(folder: Path, values: dict[str, Any]) -> _Base:
     if name in _BASES:
         return _BASES[name]
     raise CheckpointError(f"'{folder / CONFIG_FILE}' names {name!r} as vla.base_vlm; known are {', '.join(_BASES)}")
-
-
-class _Shapes:
-    # Shapes of tensors by their names here; errors name them as the checkpoint does.
-    def __init__(self, tensors: TensorFiles, keys: KeyMap) -> None:
-        self.tensors, self.keys = tensors, keys
-
-    def has(self, begin: str) -> bool:
-        return any(name.startswith(begin) for name in self.keys.stored)
-
-    def of(self, name: str) -> tuple[int, ...]:
-        if name not in self.keys.stored:
-            raise CheckpointError(f"{self.tensors.place} has no tensor for '{name}'; the checkpoint is of another "
-                                  "model, or not whole")
-        return self.tensors.shape(self.keys.stored[name])
-
-    def two(self, name: str) -> tuple[int, int]:
-        shape = self.of(name)
-        if len(shape) != 2:
-            raise self.fault(name, "must have two dimensions")
-        return shape[0], shape[1]
-
-    def count(self, begin: str) -> int:
-        numbers = {int(name[len(begin):].split(".")[0]) for name in self.keys.stored if name.startswith(begin)}
-        return max(numbers, default=-1) + 1
-
-    def fault(self, name: str, what: str) -> CheckpointError:
-        stored = self.keys.stored[name]
-        return CheckpointError(f"the tensor '{stored}' in '{self.tensors.path(stored)}' has shape {self.of(name)}; it "
-                               f"{what}")
-
-
-def _read_decoder(folder: Path, shapes: _Shapes, values: dict[str, Any], architecture: dict[str, Any],
-                  base: _Base | None) -> LlamaConfig:
-    stated: dict[str, Any]
-    if base is None:
-        # What transformers leaves out of the file is as LlamaConfig has it by default.
-        stated = {"num_attention_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                  **(values.get("text_config") or {})}
-        rope = {**(stated.get("rope_scaling") or {}), **(stated.get("rope_parameters") or {})}
-        stated["rope_theta"] = rope.get("rope_theta", stated["rope_theta"])
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise CheckpointError(f"'{folder / CONFIG_FILE}' stretches rotary positions ({rope}); only plain ones are "
-                                  "known here")
-    else:
-        # Of meta-llama/Llama-2 and Vicuna 1.5, which such a run builds its Llama from.
-        stated = {"num_attention_heads": base.heads, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
-    llm = architecture.get("llm") or {}
-    heads = int(llm.get("heads", stated["num_attention_heads"]))
-    eps, theta = float(llm.get("rms_norm_eps", stated["rms_norm_eps"])), float(stated["rope_theta"])
-    _, hidden = shapes.two("embed_tokens.weight")
-    layer = "decoder.layers.0."
-    if hidden % heads:
-        raise shapes.fault("embed_tokens.weight", f"cannot be split among {heads} attention heads; state the number in "
-                                                  f"'{ARCHITECTURE_FILE}' as llm.heads")
-    kv_rows, _ = shapes.two(f"{layer}self_attn.k_proj.weight")
-    kv_heads, rest = divmod(kv_rows, hidden // heads)
-    if rest or not kv_heads or heads % kv_heads:
-        raise shapes.fault(f"{layer}self_attn.k_proj.weight", f"is no whole number of heads of {hidden // heads}")
-    return LlamaConfig(hidden, shapes.two(f"{layer}mlp.gate_proj.weight")[0], shapes.count("decoder.layers."), heads,
-                       kv_heads, eps, theta)
-
-
-def _tower_architecture(architecture: dict[str, Any], name: str) -> dict[str, Any]:
-    vision = architecture.get("vision", architecture)
-    return next((sizes for key, sizes in vision.items() if name in key and isinstance(sizes, dict)), {})
-
-
-def _read_tower(shapes: _Shapes, name: str, image_size: int | None, architecture: dict[str, Any]) -> TowerConfig:
-    begin = f"vision.{name}."
-    kernel, places = shapes.of(f"{begin}patch_embed.proj.weight"), shapes.of(f"{begin}pos_embed")
-    if len(kernel) != 4 or kernel[2] != kernel[3]:
-        raise shapes.fault(f"{begin}patch_embed.proj.weight", "must be a square patch's")
-    width, patch = kernel[0], kernel[2]
-    grid = math.isqrt(places[1]) if len(places) == 3 else 0
-    if not grid or grid * grid != places[1]:
-        raise shapes.fault(f"{begin}pos_embed", "must have one position for each patch of a square, and no others")
-    size = int(architecture.get("img_size", image_size or grid * patch))
-    if size // patch != grid:
-        raise shapes.fault(f"{begin}pos_embed", f"does not fit pictures of {size} px in patches of {patch} px")
-    heads = architecture.get("num_heads", _TOWER_HEADS.get(width))
-    if heads is None or width % int(heads):
-        raise shapes.fault(f"{begin}patch_embed.proj.weight", f"does not tell the number of attention heads ({heads}? "
-                                                              f"Width is {width}); state it in '{ARCHITECTURE_FILE}'")
-    registers = shapes.of(f"{begin}reg_token")[1] if shapes.has(f"{begin}cls_token") else None
-    blocks = shapes.count(f"{begin}blocks.")
-    held = {"embed_dim": width, "patch_size": patch, "depth": blocks + 1, "reg_tokens": registers or 0}
-    for key, value in held.items():
-        if architecture.get(key, value) != value:
-            raise CheckpointError(f"'{ARCHITECTURE_FILE}' states {key} {architecture[key]} for the vision tower "
-                                  f"{name!r}, but by the tensors in {shapes.tensors.place} it is {value}")
-    return TowerConfig(size, patch, width, shapes.two(f"{begin}blocks.0.mlp.fc1.weight")[0], blocks, int(heads),
-                       registers, shapes.has(f"{begin}blocks.0.ls1."))
-
-
-def _read_projector(shapes: _Shapes) -> tuple[int, ...]:
-    linears = [shapes.two(f"projector.fc{index}.weight") for index in range(1, shapes.count("projector.fc"))]
-    if not linears:
-        shapes.of("projector.fc1.weight")
-    return linears[0][1], *(written for written, _ in linears)
 
 
 def _stated_sizes(folder: Path, values: dict[str, Any]) -> list[int]:

@@ -1,30 +1,28 @@
-"""Checkpoints: a folder with config.json, which names the family, and model.safetensors.
+"""Checkpoints: from a folder to a model that is ready.
 
-Tensors may be stored in half precision; a loaded model computes in float32. A compressed checkpoint, told by its
-config.json, is read without the float one it was made from; see :mod:`~sqap_vla_ros.quantization.artifact`.
+A folder is of one of three kinds, told by its config.json. One of this package's own names the family and holds
+model.safetensors; a compressed one has a section more, and is read without the float one it was made from (see
+:mod:`~sqap_vla_ros.quantization.artifact`); and one as a family's authors published it is read as it is. Tensors may be
+stored in half precision; a loaded model computes in float32 unless another type is asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models.demo import DemoConfig, DemoVla
-from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.models import demo
+from sqap_vla_ros.models.family import Family, Opened, build_empty
+from sqap_vla_ros.models.json_file import read_json
+from sqap_vla_ros.models.own_format import read_float_tensors
+from sqap_vla_ros.models.vla import ModelSettings, VlaModel
 from sqap_vla_ros.quantization.artifact import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -33,27 +31,15 @@ from sqap_vla_ros.quantization.artifact import (
     read_artifact,
     restore_artifact_,
 )
-from sqap_vla_ros.quantization.report import QuantizationReport
+from sqap_vla_ros.quantization.folder import hash_file
+from sqap_vla_ros.quantization.report import Listener, QuantizationReport
 from sqap_vla_ros.quantization.stored_tensors import list_stored
 
-STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ASSETS = Path(sqap_vla_ros.__file__).parent / "assets"
 PACKAGED = ("demo",)
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family's checkpoint becomes a model.
-
-    :param read_config: the values of config.json to the model's configuration; raises CheckpointError
-    :param build: a configuration to a model with unset weights
-    """
-
-    read_config: Callable[[dict[str, Any]], Any]
-    build: Callable[[Any], nn.Module]
-
-
-FAMILIES = {"demo": Family(DemoConfig.from_json, DemoVla)}
+# The first that recognizes a published folder opens it, so one that wants more of a folder comes before its kin.
+FAMILIES: dict[str, Family] = {"demo": demo.FAMILY}
+DEFAULT_SETTINGS = ModelSettings()
 
 
 @dataclass(frozen=True)
@@ -78,16 +64,54 @@ class CheckpointFacts:
     :param family: of models
     :param model: without weights, as its configuration describes it; float also where the checkpoint is compressed
     :param artifact: what a compressed checkpoint tells of itself; None for a float one
-    :param tensors: safetensors' type, and shape, of each tensor in the file
+    :param tensors: safetensors' type, and shape, of each tensor, by its name in the model or, where the checkpoint is
+        compressed, in the file
     :param file_bytes: size of each file
+    :param companions: files that an artifact of this model needs beside its weights, by the names they have there
     """
 
     folder: Path
     family: str
     model: VlaModel
     artifact: Artifact | None
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     file_bytes: dict[str, int]
+    companions: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class _Found:
+    # A folder, its config.json, the family that it is said to be of; ``opened`` is None for this package's own folders.
+    folder: Path
+    values: dict[str, Any]
+    name: str
+    opened: Opened | None
+
+    @cached_property
+    def artifact(self) -> Artifact | None:
+        return read_artifact(self.folder, self.values) if self.opened is None and is_artifact(self.values) else None
+
+    @cached_property
+    def companions(self) -> Mapping[str, Path]:
+        if self.opened is not None:
+            return self.opened.companions
+        # Of an artifact those that it tells of, whose hashes were compared; others would be anyone's.
+        wanted = FAMILIES[self.name].companions
+        names = wanted if self.artifact is None else tuple(self.artifact.files)
+        found = {name: self.folder / name for name in names if (self.folder / name).is_file()}
+        for name in wanted:
+            if name not in found:
+                raise CheckpointError(f"'{self.folder}' lacks '{name}', which a model of the family '{self.name}' "
+                                      "needs beside its weights; copy the whole folder, or compress the checkpoint "
+                                      "again")
+        return found
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        if self.opened is None:
+            return {name: self.folder / name for name in (CONFIG_FILE, TENSOR_FILE)}
+        return {str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name: path
+                for path in self.opened.sources}
 
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:
@@ -100,166 +124,105 @@ def load_model(folder: str | Path, *, engine: str = "cpu") -> VlaModel:
     return load_checkpoint(folder, engine=engine).model
 
 
-def load_checkpoint(folder: str | Path, *, engine: str = "cpu") -> Checkpoint:
-    """Read a checkpoint into a model on the CPU that computes in float32, ready for inference.
+def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dtype = torch.float32,
+                    settings: ModelSettings = DEFAULT_SETTINGS) -> Checkpoint:
+    """Read a checkpoint into a model on the CPU, ready for inference.
 
-    :param folder: a folder as :func:`save_model` or
-        :func:`~sqap_vla_ros.quantization.artifact.save_artifact` writes it, or a name in ``PACKAGED``
+    :param folder: a folder as :func:`~sqap_vla_ros.models.own_format.save_model` or
+        :func:`~sqap_vla_ros.quantization.artifact.save_artifact` writes it, one as it was published, or a name in
+        ``PACKAGED``
     :param engine: what multiplies the integers of a compressed one, by name
+    :param dtype: what the model computes in; a family may keep parts of its own in float32
+    :param settings: what is chosen about the model
     :raises CheckpointError: naming the file or tensor that is missing, damaged or of another shape
-    :raises ConfigError: for an unknown engine
+    :raises ConfigError: for an unknown engine, or settings that the model cannot have
     """
-    folder = _find_folder(folder)
-    values = _read_config(folder / CONFIG_FILE)
-    model: Any = _build(folder / CONFIG_FILE, values)
-    if is_artifact(values):
-        artifact = read_artifact(folder, values)
-        report = restore_artifact_(model, artifact, engine=engine)
+    found = _find(folder, settings)
+    model: Any = _build(found)
+    model.choose(settings)
+    if (artifact := found.artifact) is not None:
+        report = restore_artifact_(model, artifact, engine=engine, dtype=dtype)
         return Checkpoint(model.eval(), artifact, report)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    model.load_state_dict(_read_tensors(folder / TENSOR_FILE, expected), assign=True)
+    if found.opened is not None:
+        found.opened.load_(model, dtype)
+    else:
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        model.load_state_dict(read_float_tensors(found.folder / TENSOR_FILE, expected, dtype), assign=True)
     return Checkpoint(model.eval(), None, None)
 
 
-def describe_checkpoint(folder: str | Path) -> CheckpointFacts:
+def describe_checkpoint(folder: str | Path, *, settings: ModelSettings | None = None) -> CheckpointFacts:
     """Tell what a checkpoint is from its configuration and its tensors' header.
 
     :param folder: as for :func:`load_checkpoint`
+    :param settings: what is chosen about the model; None leaves that open, and with it what depends on it, such as the
+        units of actions where there are several data sets
     :raises CheckpointError: naming the file that is missing or damaged
+    :raises ConfigError: for settings that the model cannot have
     """
-    folder = _find_folder(folder)
-    values = _read_config(folder / CONFIG_FILE)
-    model: Any = _build(folder / CONFIG_FILE, values)
-    artifact = read_artifact(folder, values) if is_artifact(values) else None
-    tensors = list_stored(folder / TENSOR_FILE)
-    file_bytes = {name: (folder / name).stat().st_size for name in (CONFIG_FILE, TENSOR_FILE)}
-    return CheckpointFacts(folder, values["family"], model, artifact, tensors, file_bytes)
+    found = _find(folder, settings or DEFAULT_SETTINGS)
+    model: Any = _build(found)
+    if settings is not None:
+        model.choose(settings)
+    if found.opened is not None:
+        tensors, files = found.opened.tensors, found.sources
+    else:
+        tensors, files = list_stored(found.folder / TENSOR_FILE), {**found.sources, **found.companions}
+    return CheckpointFacts(found.folder, found.name, model, found.artifact, tensors,
+                           {name: path.stat().st_size for name, path in files.items()}, found.companions)
 
 
-def hash_checkpoint(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of a checkpoint's files, by name.
+def hash_checkpoint(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS,
+                    listener: Listener = lambda stage, done, total: None) -> dict[str, str]:
+    """SHA-256 of the files that decide what a model does, by name.
 
+    Of a compressed checkpoint these are two; its config.json holds the hashes of what lies beside them.
+
+    :param folder: as for :func:`load_checkpoint`
+    :param settings: as for :func:`load_checkpoint`
+    :param listener: told how many of all megabytes are done
     :raises CheckpointError: when one cannot be read
     """
-    folder = _find_folder(folder)
-    hashes = {}
-    for name in (CONFIG_FILE, TENSOR_FILE):
-        digest = hashlib.sha256()
+    files = _find(folder, settings).sources
+    total = sum(path.stat().st_size for path in files.values() if path.is_file())
+    hashes, done = {}, 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        listener("hash files, MB", -(-done // 2**20), -(-total // 2**20))
+
+    for name, path in files.items():
         try:
-            with (folder / name).open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+            hashes[name] = hash_file(path, count)
         except OSError as error:
-            raise CheckpointError(f"'{folder / name}' cannot be read: {error}") from error
-        hashes[name] = digest.hexdigest()
+            raise CheckpointError(f"'{path}' cannot be read: {error}") from error
     return hashes
 
 
-def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint; each file appears whole or not at all.
+def _find(checkpoint: str | Path, settings: ModelSettings) -> _Found:
+    folder = checkpoint_folder(checkpoint)
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint folder at '{folder}'; give a folder with {CONFIG_FILE} and its weights, "
+                              f"or one of: {', '.join(PACKAGED)}")
+    values = read_json(folder / CONFIG_FILE)
+    if "family" not in values:
+        for name, family in FAMILIES.items():
+            if family.open is not None and family.recognize(folder, values):
+                return _Found(folder, values, name, family.open(folder, values, settings))
+    return _Found(folder, values, values.get("family", ""), None)
 
-    :param model: a float model of a known family, with ``config.to_json()``
-    :param folder: created when missing; files of an earlier checkpoint are replaced
-    :param dtype: how tensors are stored, one of ``STORED_DTYPES``
-    :raises CheckpointError: when the folder cannot be written
-    """
-    folder = Path(folder)
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    config: Any = model.config
-    text = json.dumps(config.to_json(), indent=2) + "\n"
+
+def _build(found: _Found) -> Any:
+    path = found.folder / CONFIG_FILE
+    if found.name not in list(FAMILIES):
+        raise CheckpointError(f"'{path}' names the model family {found.values.get('family')!r}; known families are "
+                              f"{', '.join(FAMILIES)}, and the folder is no published checkpoint of them either")
+    family = FAMILIES[found.name]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write a checkpoint to '{folder}': {error}") from error
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(draft)
-        draft.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(draft, path)
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
-
-
-def _find_folder(folder: str | Path) -> Path:
-    found = checkpoint_folder(folder)
-    if not found.is_dir():
-        raise CheckpointError(f"no checkpoint folder at '{found}'; give a folder with {CONFIG_FILE} and "
-                              f"{TENSOR_FILE}, or one of: {', '.join(PACKAGED)}")
-    return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' is missing; a checkpoint folder holds {CONFIG_FILE} and {TENSOR_FILE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"'{path}' must hold a JSON object, it holds {type(values).__name__}")
-    if values.get("family") not in list(FAMILIES):
-        raise CheckpointError(f"'{path}' names the model family {values.get('family')!r}; known families are "
-                              f"{', '.join(FAMILIES)}")
-    return values
-
-
-def _build(path: Path, values: dict[str, Any]) -> nn.Module:
-    family = FAMILIES[values["family"]]
-    try:
-        with _NoDraws(), torch.device("meta"):
-            return family.build(family.read_config(values))
+        config = family.read_config(found.values) if found.opened is None else found.opened.config
+        return build_empty(family.build, config, found.companions)
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': {error}") from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' describes a model that cannot be built: {error}") from error
-
-
-class _NoDraws(TorchFunctionMode):
-    # Weights come from the file. On the meta device even to draw none imports torch's compiler, which takes seconds.
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def _read_tensors(path: Path, expected: dict[str, torch.Size]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' is missing; a checkpoint folder holds {CONFIG_FILE} and {TENSOR_FILE}")
-    tensors = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-            _check_names(path, stored, set(expected))
-            for name, shape in expected.items():
-                tensors[name] = _checked(path, name, file.get_tensor(name), shape)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' is damaged or cut short: {error}") from error
-    return tensors
-
-
-def _check_names(path: Path, stored: set[str], expected: set[str]) -> None:
-    missing, extra = sorted(expected - stored), sorted(stored - expected)
-    for names, fault in ((missing, "lacks"), (extra, "has, but the model does not know,")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"'{path}' {fault} the tensor '{names[0]}'{more}; its {CONFIG_FILE} describes "
-                                  "another model")
-
-
-def _checked(path: Path, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    if tensor.dtype not in STORED_DTYPES:
-        raise CheckpointError(f"tensor '{name}' in '{path}' is {tensor.dtype}; allowed are "
-                              f"{', '.join(map(str, STORED_DTYPES))}")
-    if tensor.shape != shape:
-        raise CheckpointError(f"tensor '{name}' in '{path}' has shape {tuple(tensor.shape)}; {CONFIG_FILE} describes "
-                              f"{tuple(shape)}")
-    tensor = tensor.to(torch.float32)
-    if not bool(tensor.isfinite().all()):
-        raise CheckpointError(f"tensor '{name}' in '{path}' has values that are not finite")
-    return tensor

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.quantization.stored_tensors import list_stored
+from sqap_vla_ros.quantization.stored_tensors import list_stored, name_dtype
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +34,8 @@ class TensorFile(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shapes = self._list()
+        self.stored = self._list()
+        self.shapes = {name: shape for name, (_, shape) in self.stored.items()}
         self._read_bytes = 0
 
     def read(self, name: str) -> Tensor:
@@ -49,7 +50,7 @@ class TensorFile(ABC):
         return own
 
     @abstractmethod
-    def _list(self) -> dict[str, tuple[int, ...]]: ...
+    def _list(self) -> dict[str, tuple[str, tuple[int, ...]]]: ...  # safetensors' type, and shape
 
     @abstractmethod
     def _get(self, name: str) -> Tensor: ...
@@ -63,17 +64,17 @@ class SafetensorsFile(TensorFile):
 
     _handle: Any = None
 
-    def _list(self) -> dict[str, tuple[int, ...]]:
-        shapes = {name: shape for name, (_, shape) in list_stored(self.path).items()}
+    def _list(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        stored = list_stored(self.path)
         with self.path.open("rb") as file:
             begin = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(begin - 8))
-        ends = {name: header[name]["data_offsets"][1] for name in shapes}
+        ends = {name: header[name]["data_offsets"][1] for name in stored}
         size = self.path.stat().st_size
         for name, end in sorted(ends.items(), key=lambda item: item[1]):
             if begin + end > size:
                 raise CheckpointError(f"'{self.path}' is cut short within the tensor '{name}': {_ADVICE}")
-        return shapes
+        return stored
 
     def _get(self, name: str) -> Tensor:
         try:
@@ -99,8 +100,8 @@ class PickleFile(TensorFile):
         self._tensors: dict[str, Tensor] | None = None
         super().__init__(path)
 
-    def _list(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._open().items()}
+    def _list(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {name: (name_dtype(tensor.dtype), tuple(tensor.shape)) for name, tensor in self._open().items()}
 
     def _get(self, name: str) -> Tensor:
         return self._open()[name]
@@ -138,8 +139,13 @@ class TensorFiles:
     @property
     def place(self) -> str:
         """The files, for a message."""
-        paths = sorted({str(file.path) for file in self._files.values()})
+        paths = self.paths
         return f"'{paths[0]}'" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") if paths else "no file"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file."""
+        return tuple(sorted({file.path for file in self._files.values()}))
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor.
@@ -155,6 +161,22 @@ class TensorFiles:
         """
         return self._file(name).shapes[name]
 
+    def stored(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """safetensors' type of a tensor, such as 'BF16', and its shape, without reading it.
+
+        :raises CheckpointError: when no file holds it
+        """
+        return self._file(name).stored[name]
+
+    def outline(self, prefix: str) -> dict[str, Tensor]:
+        """What :meth:`read_part` would give, on the meta device, where it takes no memory and no file is read."""
+        return {name.removeprefix(prefix): torch.empty(self.shape(name), device="meta")
+                for name in self.names if name.startswith(prefix)}
+
+    def read_part(self, prefix: str) -> dict[str, Tensor]:
+        """Every tensor whose name begins with ``prefix``, by the rest of its name; see :meth:`read`."""
+        return {name.removeprefix(prefix): self.read(name) for name in self.names if name.startswith(prefix)}
+
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A tensor in memory of its own, in the type it is stored in.
 
@@ -163,8 +185,8 @@ class TensorFiles:
         :raises CheckpointError: naming file and tensor, when it is missing, of another shape, or not of finite numbers
         """
         file = self._file(name)
-        if shape is not None and file.shapes[name] != tuple(shape):
-            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has shape {file.shapes[name]}, but the others "
+        if shape is not None and self.shape(name) != tuple(shape):
+            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has shape {self.shape(name)}, but the others "
                                   f"need {tuple(shape)}; the file is of another model")
         tensor = file.read(name)
         if tensor.dtype not in DTYPES:

@@ -2,7 +2,8 @@
 
 ``config.json`` has the model's own values as a float checkpoint has them, ``quantization_config`` for readers of
 compressed-tensors, and in ``sqap`` all that a model needs to be put together again to the bit. Each tensor's hash is
-there too, and one of the whole file, so that nothing that was damaged or mixed up is ever run.
+there too, those of files that a model needs beside its weights, and one of the whole file, so that nothing that was
+damaged or mixed up is ever run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.quantization.folder import write_folder
+from sqap_vla_ros.quantization.folder import hash_file, write_folder
 from sqap_vla_ros.quantization.kernels import get_engine
 from sqap_vla_ros.quantization.public_format import choose_notes, describe_publicly
 from sqap_vla_ros.quantization.quantize import Quantizable
@@ -76,6 +78,7 @@ class Artifact:
     :param pruning: recommended knobs of the section ``prune``, by name
     :param origin: where it comes from
     :param tensors: what the tensor file holds, by name
+    :param files: SHA-256 of what the model needs beside its weights, such as a tokenizer, by name
     """
 
     folder: Path
@@ -86,6 +89,7 @@ class Artifact:
     pruning: dict[str, Any]
     origin: Origin
     tensors: dict[str, StoredTensor]
+    files: dict[str, str]
 
 
 def is_artifact(values: Mapping[str, Any]) -> bool:
@@ -110,9 +114,9 @@ def check_place(place: str | Path, *, replace: bool) -> None:
         raise CheckpointError(f"'{place}' exists already; name another folder, or ask for it to be replaced")
     names = {path.name for path in place.iterdir()} if place.is_dir() else {""}
     try:
-        known = names <= {CONFIG_FILE, TENSOR_FILE} and is_artifact(
-            json.loads((place / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        section = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))[SECTION]
+        known = names <= {CONFIG_FILE, TENSOR_FILE, *(section.get("files", ()))}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         known = False
     if not known:
         raise CheckpointError(f"'{place}' is no compressed checkpoint, or holds other files as well, and is not "
@@ -121,7 +125,8 @@ def check_place(place: str | Path, *, replace: bool) -> None:
 
 def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recipe: Recipe,
                   report: QuantizationReport, *, config: Mapping[str, Any], origin: Origin,
-                  pruning: Mapping[str, Any], dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
+                  pruning: Mapping[str, Any], files: Mapping[str, Path] | None = None,
+                  dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
     """Write a quantized model; the folder appears whole or not at all.
 
     What is read back is this model to the bit, its float parts rounded to ``dtype``.
@@ -134,6 +139,7 @@ def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recip
     :param config: the model's own values, as its float checkpoint has them
     :param origin: where it comes from
     :param pruning: knobs to recommend
+    :param files: what the model needs beside its weights, by the name that a copy of it gets in the folder
     :param dtype: how float parts are stored, one of ``FLOAT_DTYPES``; scales are float32 in any case
     :param replace: put it in the place of an artifact that is there
     :raises CheckpointError: when it may not or cannot be written; what is there stays then
@@ -141,12 +147,14 @@ def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recip
     check_place(place, replace=replace)
     structure = describe_structure(model, report)
     tensors = _collect_tensors(model, structure, dtype)
+    files = files or {}
     section = {
         "format": FORMAT, "recipe": {"name": recipe_name, **asdict(recipe)},
         "rotation": None if recipe.rotation is None else {"seed": recipe.seed, "plan": asdict(recipe.rotation)},
         "structure": structure.to_json(), "float": dict(report.float_reasons), "pruning": dict(pruning),
         "origin": asdict(origin), "notes": choose_notes(recipe, structure),
-        "tensors": {name: asdict(describe_tensor(tensor)) for name, tensor in tensors.items()}}
+        "tensors": {name: asdict(describe_tensor(tensor)) for name, tensor in tensors.items()},
+        "files": {name: _hash_companion(path) for name, path in files.items()}}
     # As they will be read: tuples become lists, and the numbers that are keys become strings.
     values = json.loads(json.dumps({
         **config, "quantization_config": describe_publicly(model, recipe, structure), SECTION: section},
@@ -156,13 +164,15 @@ def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recip
         with write_folder(Path(place), replace=replace) as draft:
             save_file(tensors, draft / TENSOR_FILE, metadata={"format": "pt"})
             (draft / TENSOR_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
+            for name, path in files.items():
+                shutil.copyfile(path, draft / name)
             (draft / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write a compressed checkpoint to '{place}': {error}") from error
 
 
 def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
-    """What config.json tells, checked against its own hash; tensors are not read.
+    """What config.json tells, checked against its own hash, and the files beside the weights; tensors are not read.
 
     :param folder: of the artifact
     :param values: of its config.json
@@ -179,21 +189,28 @@ def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
                               "compress the checkpoint again")
     try:
         recipe = dict(section["recipe"])
-        return Artifact(
+        artifact = Artifact(
             folder, str(recipe.pop("name")), _read_recipe(recipe), Structure.from_json(section["structure"]),
             dict(section["float"]), dict(section["pruning"]), Origin(**section["origin"]),
             {name: StoredTensor(entry["dtype"], tuple(entry["shape"]), entry["sha256"])
-             for name, entry in section["tensors"].items()})
+             for name, entry in section["tensors"].items()}, dict(section.get("files", {})))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}': the section '{SECTION}' is not usable: {error!r}") from error
+    for name, sha256 in artifact.files.items():
+        if Path(name).name != name or _hash_companion(folder / name) != sha256:
+            raise CheckpointError(f"'{folder / name}' is not the file that '{path}' was written with: its hash is "
+                                  "another. Copy the folder again, or compress the checkpoint again")
+    return artifact
 
 
-def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "cpu") -> QuantizationReport:
+def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "cpu",
+                      dtype: torch.dtype = torch.float32) -> QuantizationReport:
     """Make a model of its configuration the one that was saved.
 
     :param model: without weights, on the meta device
     :param artifact: what config.json tells
     :param engine: what multiplies the integers, by name
+    :param dtype: what float parts compute in
     :return: what ``quantize_`` returned when it was made
     :raises ConfigError: for an unknown engine
     :raises CheckpointError: naming file and tensor, or what does not fit the model
@@ -205,8 +222,10 @@ def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "
         expected = list_tensors(model, structure)
         _check_listed(path, artifact.tensors, expected)
         tensors = read_tensors(path, artifact.tensors)
-        floats = {name: tensors.pop(name).to(torch.float32) for name, (dtype, _) in expected.items() if dtype is None}
+        floats = {name: tensors.pop(name).to(dtype) for name, (exact, _) in expected.items() if exact is None}
         restore_online_(model, structure)
+        for name in structure.online:
+            cast(nn.Module, model).get_submodule(name).to(dtype)
         # Linears come after: until then they are the empty float ones, whose missing weights nobody asks for.
         cast(nn.Module, model).load_state_dict(floats, strict=False, assign=True)
         restore_linears_(model, structure, tensors, chosen)
@@ -237,6 +256,13 @@ def _collect_tensors(model: Quantizable, structure: Structure, dtype: torch.dtyp
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"tensor '{name}' has values that are not finite{_because(tensor.dtype)}")
     return tensors
+
+
+def _hash_companion(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise CheckpointError(f"'{path}', which the model needs beside its weights, cannot be read: {error}") from error
 
 
 def _because(dtype: torch.dtype) -> str:

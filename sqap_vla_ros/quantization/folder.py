@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all.
+"""A folder that appears whole or not at all, and the hash of a file.
 
 It is written beside its place under a hidden name, brought to the disk, and renamed. One that is there already is
 exchanged for it in a single step of the file system, so that at no moment there is neither or half of one.
@@ -10,10 +10,11 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def write_folder(place: Path, *, replace: bool) -> Iterator[Path]:
         # What is left under this name is the draft of a failure, or the folder that was replaced.
         shutil.rmtree(draft, ignore_errors=True)
         os.close(lock)
+
+
+def hash_file(path: Path, told: Callable[[int], None] = lambda size: None) -> str:
+    """SHA-256 of a file of any size.
+
+    :param told: of the bytes of each part, as it is done
+    :raises OSError: when it cannot be read
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+            told(len(part))
+    return digest.hexdigest()
 
 
 def _make_draft(place: Path) -> tuple[Path, int]:

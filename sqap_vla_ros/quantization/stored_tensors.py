@@ -42,8 +42,8 @@ class StoredTensor:
 
 
 def name_dtype(dtype: torch.dtype) -> str:
-    """safetensors' name of a type."""
-    return _NAMES[dtype]
+    """safetensors' name of a type, or torch's where no checkpoint may hold it."""
+    return _NAMES.get(dtype, str(dtype))
 
 
 def describe_tensor(tensor: Tensor) -> StoredTensor:

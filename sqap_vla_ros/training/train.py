@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.demo import DemoVla
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.simulation.suite import SUITES
 from sqap_vla_ros.training.collect import collect
 from sqap_vla_ros.training.curve import draw_curve

@@ -9,7 +9,7 @@ import torch
 
 from sqap_vla_ros.models.demo import DemoConfig, DemoVla
 from sqap_vla_ros.models.llama import LlamaConfig
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.vit import VitConfig
 from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.simulation.tasks import VOCABULARY

@@ -18,7 +18,7 @@ from sqap_vla_ros.evaluation.bench import (
     run_rounds,
     summarize_rounds,
 )
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.policy.observations import write_observations
 from sqap_vla_ros.quantization.linear import QuantLinear
 

@@ -18,7 +18,8 @@ from sqap_vla_ros.evaluation.compressed import (
     list_recipes,
 )
 from sqap_vla_ros.evaluation.methods import parse_methods
-from sqap_vla_ros.models.registry import load_checkpoint, load_model, save_model
+from sqap_vla_ros.models.own_format import save_model
+from sqap_vla_ros.models.registry import load_checkpoint, load_model
 from sqap_vla_ros.policy.observations import write_observations
 from sqap_vla_ros.quantization.recipe import RECIPES
 

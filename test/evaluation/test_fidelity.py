@@ -11,7 +11,7 @@ from sqap_vla_ros.data import Observation, RobotFootprint
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.evaluation.closed_loop import find_footprint
 from sqap_vla_ros.evaluation.fidelity import FIRST_SEED, correlate_ranks, measure_fidelity, view_scenes
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.policy.policy import Policy
 from sqap_vla_ros.pruning.pruner import Pruner
 from sqap_vla_ros.quantization.quantize import W8A8, quantize_

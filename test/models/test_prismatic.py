@@ -1,6 +1,8 @@
 """Prismatic models from both of the originals' layouts, against the originals and against themselves."""
 
 import json
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +16,16 @@ from torch import nn
 
 from sqap_vla_ros.errors import CheckpointError, InputError
 from sqap_vla_ros.models import prismatic_checkpoint
+from sqap_vla_ros.models.family import build_empty
 from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, LlamaTokenizer
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import find_tokenizer, open_prismatic
-from sqap_vla_ros.models.registry import _NoDraws
 from sqap_vla_ros.models.shards import TensorFile, TensorFiles
 from sqap_vla_ros.models.towers import TowerConfig
 from sqap_vla_ros.models.vla import ImageSpec
+from sqap_vla_ros.quantization.rotation import rotate_
 
 ATOL = 2e-5
 # Folder, checkpoint within it, instruction, what CogACT puts behind every prompt.
@@ -32,17 +35,16 @@ ORACLES = [("openvla", "checkpoint", "put spoon on towel", ()),
 
 def load(folder, dtype=torch.float32):
     checkpoint = open_prismatic(folder)
-    model = PrismaticVlm(checkpoint.config).eval().requires_grad_(False)
-    # Weights come into a model that has none yet.
-    load_prismatic_(model.to("meta"), checkpoint.tensors, checkpoint.keys, dtype=dtype, elsewhere=("action_model.",))
-    return checkpoint, model
+    model = build_empty(PrismaticVlm, checkpoint.config)
+    load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype, elsewhere=("action_model.",))
+    return checkpoint, model.eval().requires_grad_(False)
 
 
 def run_oracle(folder, part, instruction, appended, dtype=torch.float32):
     checkpoint, model = load(folder / part, dtype)
     pixels, _ = prepare_picture(np.asarray(Image.open(folder / "image.png").convert("RGB")), checkpoint.config.image)
     ids = LlamaTokenizer(find_tokenizer(folder / part), checkpoint.prompt, always_append=appended).encode(instruction)
-    visual = model.encode_images(pixels.to(dtype))
+    visual = model.encode_images(pixels.to(dtype), ids)
     return checkpoint, model, pixels, ids, visual, model.build_sequence(visual, ids)
 
 
@@ -112,7 +114,7 @@ def test_two_pictures_are_the_originals(oracles):
     pictures = [prepare_picture(np.asarray(Image.open(folder / name).convert("RGB")), checkpoint.config.image)[0]
                 for name in ("main.png", "wrist.png")]
     expected = load_file(folder / "reference_float32.safetensors")["l1_inputs_embeds"]
-    close(model.encode_images(torch.cat(pictures, dim=1)), expected[:, 1:513])
+    close(model.encode_images(torch.cat(pictures, dim=1), []), expected[:, 1:513])
 
 
 @pytest.mark.parametrize("layout", ["hf", "native"])
@@ -137,6 +139,7 @@ class ShapesOnly(TensorFile):
 
     def __init__(self, shapes):
         self.path, self.shapes = Path("nowhere"), shapes
+        self.stored = {name: ("BF16", shape) for name, shape in shapes.items()}
 
     def _list(self): ...
 
@@ -177,13 +180,65 @@ def test_sizes_of_openvla_7b_follow_from_its_files(tmp_path, monkeypatch):
     assert config.decoder == LlamaConfig(4096, 11008, 32, 32, 32, rms_norm_eps=1e-6, rope_theta=10000.0)
     assert config.image == ImageSpec(224, "resize-naive", ((0.485, 0.456, 0.406), (0.5,) * 3),
                                      ((0.229, 0.224, 0.225), (0.5,) * 3))
-    with _NoDraws(), torch.device("meta"):
-        model = PrismaticVlm(config)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    model = build_empty(PrismaticVlm, config)
+    assert time.process_time() - began < 2.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; its weights would be 30 GB
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
     counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in
               (("dino", model.vision.dino), ("siglip", model.vision.siglip), ("projector", model.projector),
                ("llm", nn.ModuleList((model.embed_tokens, model.decoder, model.lm_head))))}
     # The originals' 303,230,976 and 427,680,704, less the last block, the final norm and the pooling.
     assert counts == {"dino": 290_630_656, "siglip": 397_200_544, "projector": 71_385_600, "llm": 6_738_939_904}
+
+
+class WithHead(PrismaticVlm):
+    """A family's model: a part of its own beside the others."""
+
+    def __init__(self, config):
+        super().__init__(config, has_lm_head=False)
+        self.action_model = nn.Linear(4, 7)
+
+
+def test_parts_of_a_family_are_its_own_to_read(tmp_path, tiny_vlm, native_run):
+    written = tiny_vlm()
+    checkpoint = open_prismatic(native_run(tmp_path, written))
+    model = build_empty(WithHead, checkpoint.config)
+    load_prismatic_(model, checkpoint.tensors, checkpoint.keys, elsewhere=("action_model.",))
+    assert model.action_model.weight.device.type == "meta" and model.lm_head is None
+    for name, tensor in written.state_dict().items():
+        if name != "lm_head.weight":
+            assert torch.equal(model.state_dict()[name], tensor)
+    assert checkpoint.tensors.outline("action_model.net.")["final_layer.linear.bias"].shape == (7,)
+    assert torch.equal(checkpoint.tensors.read_part("action_model.")["net.final_layer.linear.bias"], torch.zeros(7))
+    assert checkpoint.stored["decoder.norm.weight"] == ("F32", (32,))
+    names = ["config.json", "architecture.json", "checkpoints/step-1.pt"]
+    assert checkpoint.sources == tuple(tmp_path / name for name in names)
+
+
+def test_a_rotated_model_says_the_same(tiny_vlm):
+    model = tiny_vlm().double()
+    pixels, ids = torch.randn(1, 6, 28, 28, dtype=torch.float64), [1, 5, 6]
+
+    def logits():
+        sequence = model.build_sequence(model.encode_images(pixels, ids), ids)
+        assert sequence.causal
+        return model.lm_head(model.decoder(sequence.embeddings, sequence.positions))
+
+    before, sites = logits(), model.rotation_sites()
+    assert len(sites.writers) == 1 + 2 * 2 and sites.readers[-1].linears == (model.lm_head,)
+    rotate_(sites, 3)
+    assert (model.projector.last.weight - tiny_vlm().projector.last.weight).abs().max() > 0.1
+    torch.testing.assert_close(logits(), before, atol=1e-9, rtol=0)
+
+
+def test_what_may_be_rounded_is_the_decoder(tiny_vlm):
+    model = tiny_vlm()
+    assert len(model.quantizable_linears()) == 2 * 7 and model.blocks() == list(model.decoder.layers)
+    assert model.quantizable_linears()["decoder.layers.1.mlp.up_proj"] is model.decoder.layers[1].mlp.up_proj
+    assert {*model.float_reasons(), "decoder"} == {name for name, _ in model.named_children()}
+    assert (model.cameras, model.grid, model.image_spec) == (("main",), (4, 4), model.config.image)
 
 
 def test_a_description_survives_json(tiny_vlm):
@@ -210,11 +265,11 @@ def test_the_projector_is_linears_with_exact_gelu_between(tiny_vlm):
 def test_pictures_lie_one_behind_the_other(tiny_vlm):
     model = tiny_vlm()
     pixels = torch.randn(2, 12, 28, 28)
-    visual = model.encode_images(pixels)
+    visual = model.encode_images(pixels, [])
     assert visual.shape == (2, 32, 32)
-    torch.testing.assert_close(visual[:, 16:], model.encode_images(pixels[:, 6:]), atol=0, rtol=0)
+    torch.testing.assert_close(visual[:, 16:], model.encode_images(pixels[:, 6:], []), atol=0, rtol=0)
     with pytest.raises(InputError, match="9 channels are no whole number of pictures of 6"):
-        model.encode_images(pixels[:, :9])
+        model.encode_images(pixels[:, :9], [])
     sequence = model.build_sequence(visual, [1, 5, 6])
     assert sequence.visual == slice(1, 33) and sequence.positions[1].tolist() == list(range(35))
     torch.testing.assert_close(sequence.embeddings[1, [0, 33, 34]], model.embed_tokens.weight[[1, 5, 6]])
@@ -239,7 +294,7 @@ def test_one_tower_and_two_linears_are_openvla_v01(tmp_path, tiny_vlm, hf_folder
     assert checkpoint.prompt == "openvla-v01" and list(checkpoint.config.towers) == ["siglip"]
     assert checkpoint.config.image.strategy == "letterbox-last"
     assert (checkpoint.config.image.mean, checkpoint.config.image.std) == (((0.5, 0.4, 0.3),), ((0.5, 0.5, 0.6),))
-    assert model.encode_images(torch.zeros(1, 3, 28, 28)).shape == (1, 16, 32)
+    assert model.encode_images(torch.zeros(1, 3, 28, 28), []).shape == (1, 16, 32)
 
 
 def edit(folder, file, **values):

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models import registry
-from sqap_vla_ros.models.registry import load_model, save_model
+from sqap_vla_ros.models import own_format, registry
+from sqap_vla_ros.models.own_format import save_model
+from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.models.vla import VlaModel
 
 
@@ -64,7 +65,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_demo, folder, monkey
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(registry, "save_file", write_half)
+    monkeypatch.setattr(own_format, "save_file", write_half)
     with pytest.raises(CheckpointError, match="No space left"):
         save_model(tiny_demo(seed=1), folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -75,7 +76,7 @@ def test_a_file_appears_by_renaming(tiny_demo, folder, monkeypatch):
     def fail(draft, path):
         raise OSError("Read-only file system")
 
-    monkeypatch.setattr(registry.os, "replace", fail)
+    monkeypatch.setattr(own_format.os, "replace", fail)
     with pytest.raises(CheckpointError, match="Read-only"):
         save_model(tiny_demo(seed=1), folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -37,6 +37,7 @@ def test_shards_are_read_as_they_were_written(folder):
     tensors = open_safetensors(folder)
     assert sorted(tensors.names) == sorted(TENSORS)
     assert tensors.path("c.weight") == folder / SECOND and tensors.shape("a.weight") == (2, 3)
+    assert tensors.paths == (folder / FIRST, folder / SECOND) and tensors.stored("b.weight") == ("BF16", (4,))
     for name, expected in TENSORS.items():
         got = tensors.read(name, tuple(expected.shape))
         assert got.dtype == expected.dtype
@@ -53,6 +54,10 @@ def test_a_pickle_is_flattened_below_its_root(tmp_path):
     assert tensors.names == ("x.a.weight", "y")
     torch.testing.assert_close(tensors.read("x.a.weight"), TENSORS["a.weight"], atol=0, rtol=0)
     assert tensors.read("y").dtype == torch.bfloat16
+    assert tensors.stored("y") == ("BF16", (4,)) and tensors.stored("x.a.weight") == ("F32", (2, 3))
+    assert {name: (tensor.shape, tensor.device.type) for name, tensor in tensors.outline("x.").items()} == {
+        "a.weight": ((2, 3), "meta")}
+    assert torch.equal(tensors.read_part("x.")["a.weight"], TENSORS["a.weight"])
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])

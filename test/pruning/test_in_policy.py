@@ -5,7 +5,7 @@ import pytest
 
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.pruning.selection import RULES
 

@@ -1,0 +1,108 @@
+"""What the registry must know of a kind of model: how a checkpoint of it is recognized, described, built and filled.
+
+A model is built on the meta device, where a tensor has a shape and a type but takes no memory, and is given its weights
+one by one afterwards. So building one of 7 billion weights takes a second, and no weight is ever in memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.vla import ModelSettings
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint as it was published; nothing of its weights is read yet.
+
+    :param config: of the family. What its ``to_json()`` gives, with "family" in it, is what an artifact holds of it,
+        and :attr:`Family.read_config` makes the same of that
+    :param load_: gives a model that was built of ``config`` on the meta device its weights, in a type
+    :param tensors: safetensors' type, and shape, of each tensor that is read, by its name in the model
+    :param sources: every file that decides what the model does, weights among them; what is hashed
+    :param companions: files that go with an artifact, by the names that they have there
+    """
+
+    config: Any
+    load_: Callable[[nn.Module, torch.dtype], None]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    sources: tuple[Path, ...]
+    companions: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    :param read_config: the values of this package's own config.json to the model's configuration; raises
+        CheckpointError
+    :param build: a configuration, and the files beside the weights by name, to a model with unset weights
+    :param companions: names of the files that must lie beside the weights, such as a tokenizer
+    :param recognize: whether a folder with a config.json of these values is a published checkpoint of this family;
+        asked only where config.json names no family, and must not read tensors
+    :param open: finds out what such a folder holds; raises CheckpointError for the folder and ConfigError for settings
+        that do not fit it. None for a family that was never published in a layout of its own
+    """
+
+    read_config: Callable[[dict[str, Any]], Any]
+    build: Callable[[Any, Mapping[str, Path]], nn.Module]
+    companions: tuple[str, ...] = ()
+    recognize: Callable[[Path, dict[str, Any]], bool] = lambda folder, values: False
+    open: Callable[[Path, dict[str, Any], ModelSettings], Opened] | None = None
+
+
+def without_draws() -> AbstractContextManager[Any]:
+    """While it lasts, new modules get no random weights; what they hold is arbitrary.
+
+    For modules whose weights come from a file. The state of the generator stays as it is. On the meta device, moreover,
+    even to draw nothing would first import torch's compiler, which takes seconds.
+    """
+    return _WithoutDraws()
+
+
+class _WithoutDraws(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def build_empty(build: Callable[..., _Module], *values: Any) -> _Module:
+    """Build a module on the meta device.
+
+    :param build: a class, or a function that gives a module
+    :param values: its arguments
+    """
+    with without_draws(), torch.device("meta"):
+        return build(*values)
+
+
+def fill_module(place: str | Path, module: _Module, tensors: Mapping[str, Tensor]) -> _Module:
+    """Give a module its tensors as they are: same type, same memory.
+
+    :param place: where they are from, for messages
+    :raises CheckpointError: naming the tensor that is missing, of another shape or unknown
+    """
+    expected = module.state_dict()
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    for names, fault in ((missing, "lacks"), (unknown, "has unknown")):
+        if names:
+            raise CheckpointError(f"'{place}' {fault} tensors: {', '.join(sorted(names)[:5])}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(f"'{place}' has {name} with shape {tuple(tensors[name].shape)}; with the sizes of "
+                                  f"its other tensors it must be {tuple(tensor.shape)}")
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
