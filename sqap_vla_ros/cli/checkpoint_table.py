@@ -96,7 +96,7 @@ def build_parts_table(facts: CheckpointFacts, parts: list[Part]) -> Table:
     table.add_section()
     total = sum(facts.file_bytes.values())
     weights = sum(part.weights for part in parts)
-    table.add_row("both files", "", f"{8 * total / weights:.2f}", f"{total / 1e6:.3f}")
+    table.add_row("all files", "", f"{8 * total / weights:.2f}", f"{total / 1e6:.3f}")
     return table
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.models.dataset_statistics import OFT_SPAN_OFFSET, read_statistics
+from sqap_vla_ros.models.dataset_statistics import OFT_SPAN_OFFSET, DatasetStatistics, read_statistics
 from sqap_vla_ros.models.oft_presets import PRESETS, find_preset
 from sqap_vla_ros.policy.preprocess import unnormalize_actions
 
@@ -37,6 +37,17 @@ def test_a_data_set_is_named_or_the_only_one_and_others_are_listed(tmp_path):
         statistics.choose("bridge")
     with pytest.raises(ConfigError, match=r"no data set is named.*knows libero_goal_no_noops, bridge_orig"):
         statistics.choose(None)
+
+
+def test_what_is_read_of_statistics_survives_json_and_nothing_else_does(tmp_path):
+    written = {"a": {**entry(2, mask=[True, False], std=[1.0] * 2), "proprio": entry(3)["action"], "num_steps": 5}}
+    statistics = read_statistics(write(tmp_path, "dataset_statistics.json", written))
+    values = json.loads(json.dumps(statistics.to_json()))
+    assert values == {"a": {"action": {"q01": [-0.5] * 2, "q99": [1.5] * 2, "min": [-2.0] * 2, "max": [4] * 2,
+                                       "mask": [True, False]}, "proprio": entry(3)["action"]}}
+    again = DatasetStatistics(tmp_path, values)
+    for part, kind in (("action", "q99"), ("proprio", "min-max")):
+        assert again.bounds("a", part, kind) == statistics.bounds("a", part, kind)
 
 
 def test_both_normalisations_with_and_without_mask(tmp_path):

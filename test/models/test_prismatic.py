@@ -217,6 +217,21 @@ def test_parts_of_a_family_are_its_own_to_read(tmp_path, tiny_vlm, native_run):
     assert checkpoint.sources == tuple(tmp_path / name for name in names)
 
 
+def test_an_adapter_among_the_files_is_merged(tmp_path, tiny_vlm, hf_folder):
+    written, generator = tiny_vlm(), torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 32, generator=generator), torch.randn(48, 2, generator=generator)
+    hf_folder(tmp_path, written)
+    begin = "base_model.model.language_model.model.layers.1.mlp.up_proj"
+    save_file({f"{begin}.lora_A.weight": down, f"{begin}.lora_B.weight": up}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    checkpoint, model = load(tmp_path)
+    mlp, before = model.decoder.layers[1].mlp, written.decoder.layers[1].mlp
+    torch.testing.assert_close(mlp.up_proj.weight, before.up_proj.weight + 2 * up @ down, atol=1e-5, rtol=0)
+    assert torch.equal(mlp.gate_proj.weight, before.gate_proj.weight)
+    assert {"adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json", "config.json",
+            "model-00001-of-00002.safetensors"} < {path.name for path in checkpoint.sources}
+
+
 def test_a_rotated_model_says_the_same(tiny_vlm):
     model = tiny_vlm().double()
     pixels, ids = torch.randn(1, 6, 28, 28, dtype=torch.float64), [1, 5, 6]

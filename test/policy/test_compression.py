@@ -38,7 +38,7 @@ def test_what_comes_out_says_where_it_comes_from(source, pictures, tmp_path):
                                listener=lambda *step: told.append(step))
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.report == done.report and done.seconds > 0.0
-    assert told == [("linears rounded", count, 21) for count in range(1, 22)]
+    assert told == [("linears rounded", count, 21) for count in range(1, 22)] + [("hash files, MB", 1, 1)] * 2
     artifact = loaded.artifact
     assert (artifact.recipe_name, artifact.recipe.seed, artifact.recipe.rounding) == ("w4a4", 3, "gptq")
     assert artifact.origin.checkpoint == str(source) and artifact.origin.sha256 == hash_checkpoint(source)
