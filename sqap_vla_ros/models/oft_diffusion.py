@@ -69,11 +69,11 @@ def denoise_clipped(predict: NoisePredictor, noise: Tensor, schedule: ClippedSch
     return x
 
 
-def timestep_tokens(width: int, train_steps: int = TRAIN_STEPS) -> nn.Parameter:
+def make_timesteps(width: int, train_steps: int = TRAIN_STEPS) -> nn.Embedding:
     """How far denoising is, as a token that no layer stands before.
 
-    Sines of ``width`` / 2 frequencies from 1 down to 1 / 10000, both ends included, then their cosines. A parameter,
-    since a rotation of the residual stream must turn it as it turns the words.
+    Sines of ``width`` / 2 frequencies from 1 down to 1 / 10000, both ends included, then their cosines. They are looked
+    up as words are, since a rotation of the residual stream must turn them as it turns words.
 
     :param width: C, even
     :param train_steps: of the diffusion as trained
@@ -82,4 +82,4 @@ def timestep_tokens(width: int, train_steps: int = TRAIN_STEPS) -> nn.Parameter:
     half = width // 2
     falling = torch.arange(half) * (-math.log(10000.0) / (half - 1))
     angles = torch.arange(train_steps).float()[:, None] * falling.exp()
-    return nn.Parameter(torch.cat((angles.sin(), angles.cos()), dim=-1))
+    return nn.Embedding.from_pretrained(torch.cat((angles.sin(), angles.cos()), dim=-1))

@@ -86,10 +86,9 @@ def _describe_rotations(model: Quantizable, recipe: Recipe, structure: Structure
     names = {id(part): name for name, part in model.named_modules()}
     groups = {}
     if plan.stream:
-        readers = [linear for reader in sites.readers for linear in reader.linears]
         groups["stream"] = _describe_transform(plan.stream_block, [
             (_name_embeddings(model, sites) + [names[id(linear)] for linear in sites.writers], "weight_output", False),
-            ([names[id(linear)] for linear in readers], "weight_input", True)])
+            ([names[id(linear)] for linear in sites.all_readers], "weight_input", True)])
     for index, attention in enumerate(sites.attentions):
         name = names[id(attention)]
         if plan.heads:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.models.oft_diffusion import clipped_schedule, denoise_clipped, timestep_tokens
+from sqap_vla_ros.models.oft_diffusion import clipped_schedule, denoise_clipped, make_timesteps
 
 
 def left_at(time, steps=50):
@@ -57,8 +57,9 @@ def test_noise_that_is_wrong_leads_where_the_recurrence_leads():
 
 
 def test_time_is_told_by_sines_then_cosines_between_both_ends():
-    tokens = timestep_tokens(64)
-    assert tokens.shape == (50, 64) and isinstance(tokens, torch.nn.Parameter)
+    timesteps = make_timesteps(64)
+    tokens = timesteps(torch.arange(50))
+    assert tokens.shape == (50, 64) and isinstance(timesteps.weight, torch.nn.Parameter)
     assert tokens[0].tolist() == [0.0] * 32 + [1.0] * 32
     for time in (1, 49):
         for index in (0, 11, 31):

@@ -10,7 +10,7 @@ from sqap_vla_ros.models.diffusion import ActionModel, ddim_schedule, read_actio
 from sqap_vla_ros.models.dit import Dit, DitConfig
 from sqap_vla_ros.models.film import Modulation
 from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder
-from sqap_vla_ros.models.oft_diffusion import timestep_tokens
+from sqap_vla_ros.models.oft_diffusion import make_timesteps
 from sqap_vla_ros.models.sites import decoder_linears, stream_sites
 from sqap_vla_ros.quantization.rotation import rotate_
 
@@ -21,7 +21,7 @@ class Surroundings(nn.Module):
     def __init__(self):
         super().__init__()
         self.words = nn.Embedding(5, 32)
-        self.timesteps = timestep_tokens(32)
+        self.timesteps = make_timesteps(32)
         self.film = Modulation(32, 12)
         self.projector = nn.Linear(12, 32)
         self.decoder = LlamaDecoder(LlamaConfig(32, 48, 2, 4, 2))
@@ -31,11 +31,11 @@ class Surroundings(nn.Module):
     def forward(self, picture):
         words = self.words(torch.arange(5))[None]
         seen = self.projector(self.film(picture, words.mean(1)))
-        x = torch.cat((seen, self.timesteps[None, 7:8], words), dim=1)
+        x = torch.cat((seen, self.timesteps(torch.tensor([[7]])), words), dim=1)
         return self.norm(self.unfold(self.decoder(x, torch.arange(x.shape[1])[None], causal=False)))
 
     def sites(self):
-        return stream_sites(self.decoder, (self.words.weight, self.timesteps), (self.projector,), (self.unfold,),
+        return stream_sites(self.decoder, (self.words.weight, self.timesteps.weight), (self.projector,), (self.unfold,),
                             (self.film.scale, self.film.shift))
 
 
@@ -49,7 +49,7 @@ def make_random(module):
 
 def make_surroundings():
     model = make_random(Surroundings())
-    model.timesteps.copy_(timestep_tokens(32))
+    model.timesteps.weight.copy_(make_timesteps(32).weight)
     model.unfold.weight.copy_(torch.eye(32))
     return model, torch.randn(1, 6, 12, dtype=torch.float64)
 
