@@ -14,7 +14,8 @@ from sqap_vla_ros.evaluation.closed_loop import Player, check_setup, choose_blin
 from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.evaluation.plan import Job, Setup, exchange_task, plan_jobs
 from sqap_vla_ros.geometry.image_map import resize_map
-from sqap_vla_ros.models.registry import save_model
+from sqap_vla_ros.models.demo import DemoVla
+from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.vit import VitConfig
 from sqap_vla_ros.policy.compression import compress_checkpoint
 from sqap_vla_ros.policy.policy import build_policy
@@ -71,13 +72,18 @@ def test_scene_without_another_block_is_named():
         exchange_task(Task("reach", scene.colors[0]), scene)
 
 
-def test_what_would_fail_everywhere_is_found_first(checkpoint, tmp_path):
+def test_what_would_fail_everywhere_is_found_first(checkpoint, tiny_demo, tmp_path):
     job = find_job()
     check_setup(Setup(checkpoint, 2, "gripper"), [job])
     with pytest.raises(InputError, match="does not know 'put', 'in', 'tray'"):
         check_setup(Setup(checkpoint, 2), [replace(job, trial=replace(job.trial, task=Task("place", "red")))])
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         check_setup(Setup(str(tmp_path / "nothing"), 2), [job])
+    config = tiny_demo().config
+    arms = replace(config.action, low=(0.0,) * 14, high=(1.0,) * 14, mask=(True,) * 14)
+    save_model(DemoVla(replace(config, action=arms)), tmp_path / "arms")
+    with pytest.raises(CheckpointError, match="14 dimensions; to move one arm 7 are needed"):
+        check_setup(Setup(str(tmp_path / "arms"), 2), [job])
 
 
 @pytest.mark.parametrize("blind", ["", "random"])
