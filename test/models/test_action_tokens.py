@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from sqap_vla_ros.models.action_tokens import ActionTokens
 
@@ -28,3 +29,18 @@ def test_other_vocabularies_and_edges():
     torch.testing.assert_close(tokens.decode(torch.tensor([99, 98, 97, 96, 95, 94])),
                                torch.tensor([-0.75, -0.25, 0.25, 0.75, 0.75, 0.75]))
     assert tokens.is_action(torch.tensor([100, 99, 95, 94])).tolist() == [False, True, True, False]
+
+
+def test_only_rows_of_actions_are_read():
+    tokens, head = ActionTokens(words=20, edges=5), nn.Linear(4, 24, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 30, 4, generator=generator)
+    ids = tokens.read(hidden, head)
+    assert ids.shape == (2, 30) and tokens.is_action(ids).all() and len(ids.unique()) > 2
+    logits = head(hidden)
+    expected = logits.masked_fill(~tokens.is_action(torch.arange(24)), float("-inf")).argmax(dim=-1)
+    assert torch.equal(ids, expected)
+    # Where the likeliest of all words is an action, that is the one; elsewhere too it is an action.
+    likeliest = logits.argmax(dim=-1)
+    written = tokens.is_action(likeliest)
+    assert 0 < written.sum() < 60 and torch.equal(ids[written], likeliest[written])
