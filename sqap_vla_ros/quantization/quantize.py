@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ from sqap_vla_ros.quantization.kernels import get_engine
 from sqap_vla_ros.quantization.kernels.engine import Engine
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
 from sqap_vla_ros.quantization.mixed import MixedLinear
+from sqap_vla_ros.quantization.parts import MEMORY, Part, Store, split_parts
 from sqap_vla_ros.quantization.recipe import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, check_recipe
 from sqap_vla_ros.quantization.report import LinearReport, Listener, QuantizationReport, report_linear
-from sqap_vla_ros.quantization.rotation import Reader, RotationSites, rotate_
+from sqap_vla_ros.quantization.rotation import Reader, RotationSites, check_rotation, rotate_
 from sqap_vla_ros.quantization.smoothing import observe_peaks, smooth_
 
 __all__ = ["RECIPES", "W4A4", "W4A8", "W8A8", "Quantizable", "QuantizationReport", "Recipe", "WeightOnly4",
@@ -53,9 +54,14 @@ class Quantizable(Protocol):
         """Put a module in the place of the one with that name."""
 
 
+def works_in_parts(recipe: Recipe) -> bool:
+    """Whether no more of the model than one block and the rest must be there at a time."""
+    return recipe.smoothing is None and recipe.mean_bits is None
+
+
 @torch.no_grad()
 def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibration: Calibration = (),
-              listener: Listener = lambda stage, done, total: None) -> QuantizationReport:
+              store: Store = MEMORY, listener: Listener = lambda stage, done, total: None) -> QuantizationReport:
     """Rotate or smooth a float model and replace its linears by integer ones, in place.
 
     :param model: float32 or float64, as its checkpoint gives it
@@ -63,6 +69,7 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibr
     :param engine: what multiplies the integers, by name
     :param calibration: observations of this model object, for recipes that need some; with ``mean_bits`` their actions
         must be differentiable
+    :param store: where parts of the model are that nobody works on; for a model that is there whole, nowhere else
     :param listener: told of each step
     :raises ConfigError: for an unknown engine, a recipe that does not fit (see
         :func:`~sqap_vla_ros.quantization.recipe.check_recipe`), a calibration that is missing or is another model's, a
@@ -77,23 +84,36 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibr
         raise ConfigError(f"the recipe's {recipe.calibrated_part} needs a calibration, and none was given; give some "
                           "observations of the model, or take a recipe that needs none")
     rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
+    if recipe.rotation is not None:
+        check_rotation(model.rotation_sites(), recipe.rotation)
     work = _Work(model, recipe, chosen, len(rounded), listener)
-    blocks = model.blocks() if recipe.rounding == "gptq" else []
-    if recipe.rounding == "gptq" and not blocks:
+    blocks, compensates = model.blocks(), recipe.rounding == "gptq"
+    if compensates and not blocks:
         raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
-    for first in (model.blocks() if recipe.mean_bits is not None else blocks)[:1]:
-        catch_calls(first, calibration)  # an observation that fails does so before anything changes
-    work.transform_(rounded, calibration)
+    rest, *others = parts = split_parts(model, blocks)
+    in_parts = works_in_parts(recipe)
+    for part in parts[:1] if in_parts else parts:
+        store.bring_(part)
+    if recipe.needs_calibration and blocks:
+        catch_calls(blocks[0], calibration)  # an observation that fails does so before anything changes
+    if recipe.smoothing is not None:
+        work.smooth_(rounded, calibration)
+    for part in parts[:1] if in_parts else parts:
+        work.rotate_(part)
     if recipe.mean_bits is not None:
         work.allocate(rounded, calibration, recipe.mean_bits)
-    calls = catch_calls(blocks[0], calibration) if blocks else []
-    for index, block in enumerate(blocks):
-        inside = set(block.modules())
-        here = {name: rounded.pop(name) for name, linear in list(rounded.items()) if linear in inside}
-        work.replace_(here, work.factorize_inputs(block, calls, here) if here else {})
+    calls = catch_calls(blocks[0], calibration) if compensates else []
+    work.replace_(_take_inside(rest, rounded), {})
+    store.put_away_(rest)
+    for index, (part, block) in enumerate(zip(others, blocks, strict=True)):
+        if in_parts:
+            store.bring_(part)
+            work.rotate_(part)
+        here = _take_inside(part, rounded)
+        work.replace_(here, work.factorize_inputs(block, calls, here) if compensates and here else {})
         if index + 1 < len(blocks):
             calls = [call.through(block) for call in calls]
-    work.replace_(rounded, {})
+        store.put_away_(part)
     float_reasons = {name: "the recipe gives its weight 16 bits" for name in linears
                      if recipe.weight_bits_of(name) == FLOAT_BITS}
     return QuantizationReport({name: work.reports[name] for name in linears if name in work.reports},
@@ -118,22 +138,24 @@ class _Work:
         self._quantized: dict[nn.Module, QuantLinear | MixedLinear] = {}
         self._row_bits: dict[str, Tensor] = {}
 
-    def transform_(self, linears: Mapping[str, nn.Linear], calibration: Calibration) -> None:
-        """Smooth or rotate the model, and let its queries and keys be rounded.
+    def smooth_(self, linears: Mapping[str, nn.Linear], calibration: Calibration) -> None:
+        """Move what is hard to round from the inputs of linears into their weights.
 
         :param linears: that will be rounded, by qualified name
-        :param calibration: what smoothing observes
+        :param calibration: what is observed
         """
-        recipe = self.recipe
-        if recipe.smoothing is not None:
-            readers = [reader for reader in self.sites.readers if set(linears.values()).intersection(reader.linears)]
-            names = {module: name for name, module in self.model.named_modules()}
-            smooth_(readers, observe_peaks(readers, calibration, names), recipe.smoothing)
+        readers = [reader for reader in self.sites.readers if set(linears.values()).intersection(reader.linears)]
+        names = {module: name for name, module in self.model.named_modules()}
+        smooth_(readers, observe_peaks(readers, calibration, names), cast(float, self.recipe.smoothing))
+
+    def rotate_(self, part: Part) -> None:
+        """Rotate a part, where the recipe does, and let its queries and keys be rounded."""
+        recipe, sites = self.recipe, self.sites.within(part.modules)
         if recipe.rotation is not None:
             rotates_queries_keys = recipe.rotation.queries_keys and recipe.qk_bits is not None
-            rotate_(self.sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
+            rotate_(sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
         if recipe.qk_bits is not None:
-            for attention in self.sites.attentions:
+            for attention in sites.attentions:
                 attention.qk_online = nn.Sequential(attention.qk_online, RoundedQueries(recipe.qk_bits))
 
     def allocate(self, linears: Mapping[str, nn.Linear], calibration: Calibration, mean_bits: float) -> None:
@@ -231,3 +253,8 @@ class _Work:
             alike = len(new) == len(reader.linears) and len(ways) == 1 and new[0].act_bits != FLOAT_BITS
             if alike and torch.all(reader.norm.weight == 1):
                 self.model.set_submodule(names[id(reader.norm)], QuantRMSNorm(reader.norm.eps, *ways.pop()))
+
+
+def _take_inside(part: Part, linears: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
+    # Those of a part, which are left out of the others from then on.
+    return {name: linears.pop(name) for name in list(linears) if part.holds(name)}

@@ -6,7 +6,8 @@ both are the same transform applied along another dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +63,7 @@ class RotationSites:
     :param attentions: of all layers, in order
     :param mlps: of all layers, in order
     :param plain_readers: linears that read the stream as it is, behind no norm
+    :param first_layer: number of the first of these layers, where these are some of a model's sites
     """
 
     stream_size: int
@@ -71,11 +73,28 @@ class RotationSites:
     attentions: tuple[AttentionSite, ...]
     mlps: tuple[MlpSite, ...]
     plain_readers: tuple[nn.Linear, ...] = ()
+    first_layer: int = 0
 
     @property
     def all_readers(self) -> list[nn.Linear]:
         """Every linear that reads the stream."""
         return [*(linear for reader in self.readers for linear in reader.linears), *self.plain_readers]
+
+    def within(self, modules: Collection[nn.Module]) -> RotationSites:
+        """Those that lie in some of the model's modules; what stands behind a norm must lie where the norm does.
+
+        :param modules: each by itself; of layers all or none, or such as follow one another
+        """
+        parameters = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+        layers = [index for index, attention in enumerate(self.attentions) if attention in modules]
+        return replace(
+            self, embeddings=tuple(one for one in self.embeddings if id(one) in parameters),
+            writers=tuple(one for one in self.writers if one in modules),
+            readers=tuple(one for one in self.readers if one.norm in modules),
+            attentions=tuple(self.attentions[index] for index in layers),
+            mlps=tuple(self.mlps[index] for index in layers),
+            plain_readers=tuple(one for one in self.plain_readers if one in modules),
+            first_layer=layers[0] if layers else 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,21 @@ class RotationPlan:
     down_block: int | None = None
 
 
+def check_rotation(sites: RotationSites, plan: RotationPlan) -> None:
+    """Find out whether a model can be rotated; its weights need not be there.
+
+    :raises ConfigError: as :func:`rotate_` does
+    """
+    _check_sites(sites)
+    wanted = {(sites.stream_size, plan.stream_block)} if plan.stream else set()
+    if plan.heads or plan.queries_keys:
+        wanted |= {(attention.head_dim, plan.head_block) for attention in sites.attentions}
+    if plan.down:
+        wanted |= {(mlp.down_proj.in_features, plan.down_block) for mlp in sites.mlps}
+    for size, block in wanted:
+        HadamardRotation(size, 0, block=block)
+
+
 @torch.no_grad()
 def rotate_(sites: RotationSites, seed: int, plan: RotationPlan = RotationPlan()) -> None:
     """Fold rotations into a model, in float64, and put those that cannot be folded at their online sites.
@@ -116,13 +150,16 @@ def rotate_(sites: RotationSites, seed: int, plan: RotationPlan = RotationPlan()
     """
     _check_sites(sites)
     # All are built before the first weight changes, so that a size without construction leaves the model whole.
-    stream = _build(sites.stream_size, (seed, 0, 0), plan.stream_block, sites.writers[0]) if plan.stream else None
+    touching = [*sites.writers, *sites.all_readers]
+    stream = (_build(sites.stream_size, (seed, 0, 0), plan.stream_block, touching[0]) if plan.stream and touching
+              else None)
+    attentions, mlps = (list(enumerate(layers, sites.first_layer)) for layers in (sites.attentions, sites.mlps))
     heads = [(attention, _build(attention.head_dim, (seed, 1, index), plan.head_block, attention.o_proj))
-             for index, attention in enumerate(sites.attentions) if plan.heads]
+             for index, attention in attentions if plan.heads]
     queries_keys = [(attention, _build(attention.head_dim, (seed, 2, index), plan.head_block, attention.o_proj))
-                    for index, attention in enumerate(sites.attentions) if plan.queries_keys]
+                    for index, attention in attentions if plan.queries_keys]
     downs = [(mlp, _build(mlp.down_proj.in_features, (seed, 3, index), plan.down_block, mlp.down_proj))
-             for index, mlp in enumerate(sites.mlps) if plan.down]
+             for index, mlp in mlps if plan.down]
     fold_norms_(sites)
     if stream is not None:
         _rotate_stream_(sites, stream)
