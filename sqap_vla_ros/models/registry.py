@@ -18,7 +18,7 @@ import torch
 
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models import demo
+from sqap_vla_ros.models import demo, openvla
 from sqap_vla_ros.models.family import Family, Opened, build_empty
 from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.own_format import read_float_tensors
@@ -38,7 +38,10 @@ from sqap_vla_ros.quantization.stored_tensors import list_stored
 ASSETS = Path(sqap_vla_ros.__file__).parent / "assets"
 PACKAGED = ("demo",)
 # The first that recognizes a published folder opens it, so one that wants more of a folder comes before its kin.
-FAMILIES: dict[str, Family] = {"demo": demo.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "demo": demo.FAMILY,
+    "openvla": openvla.FAMILY,
+}
 DEFAULT_SETTINGS = ModelSettings()
 
 
