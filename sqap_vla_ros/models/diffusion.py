@@ -93,6 +93,20 @@ def ddpm_schedule(train_steps: int = TRAIN_STEPS) -> Schedule:
     return Schedule(range(train_steps)[::-1], _floats(keep[::-1]), _floats(remove[::-1]), _floats(spread[::-1]))
 
 
+def make_schedule(steps: int) -> Schedule:
+    """The sampler of a model that was trained with ``TRAIN_STEPS``, by how many of them it takes.
+
+    :param steps: of DDIM; 0 is DDPM, which takes all
+    :raises ConfigError: for a count that DDIM cannot have
+    """
+    if steps == 0:
+        return ddpm_schedule()
+    try:
+        return ddim_schedule(steps)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; 0 is DDPM, which takes all") from error
+
+
 def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.tolist())
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.family import build_empty, fill_module
 from sqap_vla_ros.models.towers import TowerAttention
 
 TIME_FEATURES = 256
@@ -193,22 +194,8 @@ def read_dit(tensors: Mapping[str, Tensor], *, num_heads: int | None = None) -> 
     :raises CheckpointError: naming the tensor that is missing, unknown or of another shape
     """
     config = read_sizes(tensors, num_heads=num_heads)
-    with torch.device("meta"):
-        dit = Dit(config)
-    expected = dit.state_dict()
     given = {name: tensor for name, tensor in tensors.items() if name not in UNUSED_TENSORS}
-    for name, tensor in expected.items():
-        if name not in given:
-            raise CheckpointError(f"the action model lacks the tensor {name}; the checkpoint is incomplete")
-        if given[name].shape != tensor.shape:
-            raise CheckpointError(f"the action model's tensor {name} has shape {tuple(given[name].shape)}; with the "
-                                  f"sizes of its other tensors it must be {tuple(tensor.shape)}")
-    unknown = sorted(given.keys() - expected.keys())
-    if unknown:
-        raise CheckpointError(f"the action model has tensors that no part of it reads: {', '.join(unknown[:5])}; "
-                              "it is of another kind than CogACT's")
-    dit.load_state_dict(given, assign=True)
-    return dit
+    return fill_module("action_model", build_empty(Dit, config), given)
 
 
 def read_sizes(tensors: Mapping[str, Tensor], *, num_heads: int | None = None) -> DitConfig:

@@ -18,7 +18,7 @@ import torch
 
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models import demo, openvla
+from sqap_vla_ros.models import cogact, demo, openvla
 from sqap_vla_ros.models.family import Family, Opened, build_empty
 from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.own_format import read_float_tensors
@@ -40,6 +40,7 @@ PACKAGED = ("demo",)
 # The first that recognizes a published folder opens it, so one that wants more of a folder comes before its kin.
 FAMILIES: dict[str, Family] = {
     "demo": demo.FAMILY,
+    "cogact": cogact.FAMILY,
     "openvla": openvla.FAMILY,
 }
 DEFAULT_SETTINGS = ModelSettings()

@@ -56,8 +56,8 @@ def hf_tensors(model):
     return {name: tensor.contiguous() for name, tensor in named.items()}
 
 
-def native_tensors(model):
-    """A model's tensors as CogACT's files nest them."""
+def native_tensors(model, head=None):
+    """A model's tensors as CogACT's files nest them, those of the head by their names there."""
     projector = {f"projector.{2 * (int(key[2]) - 1)}.{key[4:]}": tensor
                  for key, tensor in model.projector.state_dict().items()}
     vision = {f"{name}_featurizer.{key}": tensor for name, tower in model.vision.named_children()
@@ -66,7 +66,7 @@ def native_tensors(model):
            model.lm_head.weight.data}
     llm.update({f"llm.model.{key}": tensor for key, tensor in model.decoder.state_dict().items()})
     return {"model": {"vision_backbone": vision, "projector": projector, "llm_backbone": llm,
-                      "action_model": {"net.final_layer.linear.bias": torch.zeros(7)}}}
+                      "action_model": head or {"net.final_layer.linear.bias": torch.zeros(7)}}}
 
 
 def write_hf(folder, model, shards=2):
@@ -84,10 +84,10 @@ def write_hf(folder, model, shards=2):
     return folder
 
 
-def write_native(folder, model):
-    """A run of CogACT."""
+def write_native(folder, model, head=None):
+    """A run of CogACT; without a head's tensors it has one of them alone."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.save(native_tensors(model), folder / "checkpoints" / "step-1.pt")
+    torch.save(native_tensors(model, head), folder / "checkpoints" / "step-1.pt")
     (folder / "config.json").write_text(json.dumps({"vla": {"base_vlm": "prism-dinosiglip-224px+7b"}}))
     (folder / "architecture.json").write_text(json.dumps(ARCHITECTURE))
     return folder
@@ -107,5 +107,5 @@ def hf_folder():
 
 @pytest.fixture(scope="session")
 def native_run():
-    """Writer of CogACT runs: ``native_run(folder, model)``."""
+    """Writer of CogACT runs: ``native_run(folder, model, head=None)``."""
     return write_native

@@ -14,6 +14,7 @@ from sqap_vla_ros.models.diffusion import (
     ddim_schedule,
     ddpm_schedule,
     denoise,
+    make_schedule,
     read_action_model,
     squared_cosine_betas,
 )
@@ -59,6 +60,12 @@ def test_times_are_evenly_spaced(steps, times):
 def test_a_count_without_a_stride_is_refused(steps):
     with pytest.raises(ConfigError, match=f"cannot take {steps} evenly .* allowed are 1, 2, 3, 4, 5, .*50, 100"):
         ddim_schedule(steps)
+
+
+def test_none_of_ddims_steps_are_all_of_ddpms():
+    assert make_schedule(0) == ddpm_schedule() and make_schedule(5) == ddim_schedule(5)
+    with pytest.raises(ConfigError, match=r"cannot take 30 .* 50, 100; 0 is DDPM"):
+        make_schedule(30)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10])
@@ -207,7 +214,7 @@ def test_weights_are_read_by_their_names_in_the_checkpoint():
 
 
 @pytest.mark.parametrize(("name", "change", "named"), [
-    ("final_layer.linear.bias", None, r"lacks the tensor final_layer\.linear\.bias"),
+    ("final_layer.linear.bias", None, r"'action_model' lacks tensors: final_layer\.linear\.bias"),
     ("z_embedder.uncondition", None, r"z_embedder\.uncondition, which guidance needs, is missing; .* \(1, 6\)"),
     ("z_embedder.uncondition", torch.zeros(1, 5), r"z_embedder\.uncondition.* has shape \(1, 5\); .* \(1, 6\)")])
 def test_unfit_weights_are_named(name, change, named):
