@@ -42,7 +42,7 @@ class OpenVlaConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``config.json``."""
         return {"family": "openvla", "vlm": self.vlm.to_json(), "prompt": self.prompt, "tokens": asdict(self.tokens),
-                "datasets": self.statistics.to_json()}
+                "statistics": self.statistics.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> OpenVlaConfig:
@@ -52,8 +52,8 @@ class OpenVlaConfig:
         """
         try:
             vlm, tokens = PrismaticConfig.from_json(values["vlm"]), ActionTokens(**values["tokens"])
-            prompt, datasets = values["prompt"], dict(values["datasets"])
-            _check_tokens(tokens, vlm.vocabulary_size)
+            prompt, datasets = values["prompt"], dict(values["statistics"])
+            check_tokens(tokens, vlm.vocabulary_size)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the description of an OpenVLA model is not usable: {error!r}") from error
         if prompt not in PROMPTS:
@@ -113,7 +113,12 @@ class OpenVla(PrismaticVlm):
         return tokens.decode(torch.cat(written, dim=1))[:, None]
 
 
-def _check_tokens(tokens: ActionTokens, rows: int) -> None:
+def check_tokens(tokens: ActionTokens, rows: int) -> None:
+    """Hold the words that are actions against a vocabulary.
+
+    :param rows: of the language head
+    :raises CheckpointError: when they are not among them
+    """
     if not 2 <= tokens.edges <= tokens.words <= rows:
         raise CheckpointError(f"{tokens.edges} edges of intervals and {tokens.words} words do not fit a vocabulary of "
                               f"{rows} rows; there must be 2 edges or more, and a word for each")
@@ -126,12 +131,16 @@ def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Open
         assert isinstance(model, OpenVla)
         load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype)
 
-    config = OpenVlaConfig(checkpoint.config, checkpoint.prompt, _find_tokens(checkpoint), statistics)
+    config = OpenVlaConfig(checkpoint.config, checkpoint.prompt, find_tokens(checkpoint), statistics)
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))
     return Opened(config, load_, checkpoint.stored, tuple(sources), {TOKENIZER_FILE: tokenizer})
 
 
-def _find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:
+def find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:
+    """Which words of a checkpoint's vocabulary are actions.
+
+    :raises CheckpointError: where config.json tells what cannot be
+    """
     rows, place = checkpoint.config.vocabulary_size, checkpoint.folder / CONFIG_FILE
     padding, edges = (checkpoint.values.get(key, usual) for key, usual in (("pad_to_multiple_of", 64),
                                                                            ("n_action_bins", 256)))
@@ -140,7 +149,7 @@ def _find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:
                               f"{padding!r} and {edges!r}")
     tokens = ActionTokens(rows - padding, edges)
     try:
-        _check_tokens(tokens, rows)
+        check_tokens(tokens, rows)
     except CheckpointError as error:
         raise CheckpointError(f"'{place}': {error}") from error
     return tokens
