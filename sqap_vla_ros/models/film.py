@@ -98,17 +98,19 @@ def overlay_towers(tensors: TensorFiles, path: Path) -> TensorFiles:
     return OverlaidTensors(tensors, TensorFiles([towers]))
 
 
-def read_film(path: Path, towers: Mapping[str, TowerConfig], language_width: int) -> Film:
+def read_film(path: Path, towers: Mapping[str, TowerConfig], language_width: int, *, has_weights: bool = True) -> Film:
     """The modulations in a file with FiLM, in the file's own type; those of blocks that are not built are left out.
 
     :param path: of the file
     :param towers: sizes, by the towers' names
     :param language_width: C, the decoder's
+    :param has_weights: whether weights are read; else they are on the meta device
     :raises CheckpointError: naming the tensor that is missing or of another shape
     """
     file = UnwrappedFile(path, _scale_beside(path))
     first = "dino" if "vision_backbone.featurizer.cls_token" in file.shapes else "siglip"
     stored = TensorFiles([file])
+    read = stored.read if has_weights else stored.outline("").__getitem__
     tensors = {}
     for name in stored.names:
         match = _FILM.fullmatch(translate_name(name, HF, first) or name)
@@ -116,7 +118,7 @@ def read_film(path: Path, towers: Mapping[str, TowerConfig], language_width: int
             continue
         tower, block, rest = match[1].removeprefix("vision."), int(match[2]), match[3]
         if tower not in towers or block < towers[tower].num_blocks:
-            tensors[f"{tower}.{block}.{rest}"] = stored.read(name)
+            tensors[f"{tower}.{block}.{rest}"] = read(name)
     return fill_module(path, build_empty(Film, towers, language_width), tensors)
 
 

@@ -78,23 +78,29 @@ def find_part(folder: str | Path, part: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_part(path: Path) -> dict[str, Tensor]:
+def read_part(path: Path, *, has_weights: bool = True) -> dict[str, Tensor]:
     """Tensors of one file, without what training on many GPUs puts before their names.
 
+    :param path: of the file
+    :param has_weights: whether they are read; else they are on the meta device
     :raises CheckpointError: when it is damaged or holds anything but tensors
     """
     tensors = open_pickle(path)
-    return {name.removeprefix("module."): tensors.read(name) for name in tensors.names}
+    read = tensors.read_part("") if has_weights else tensors.outline("")
+    return {name.removeprefix("module."): tensor for name, tensor in read.items()}
 
 
-def read_parts(folder: str | Path) -> OftParts:
+def read_parts(folder: str | Path, *, has_weights: bool = True) -> OftParts:
     """Read the head and the projectors of a checkpoint; sizes are those of their tensors.
 
+    :param folder: of the checkpoint
+    :param has_weights: whether weights are read; else they are on the meta device
     :raises CheckpointError: naming the file or tensor that is missing, damaged, of another shape or of no use
     """
     head_file, *projector_files = (find_part(folder, part) for part in PARTS[:3])
-    head, denoises = (None, False) if head_file is None else read_head(head_file)
-    proprio, noisy = (None if file is None else read_projector(file) for file in projector_files)
+    head, denoises = (None, False) if head_file is None else read_head(head_file, has_weights=has_weights)
+    proprio, noisy = (None if file is None else read_projector(file, has_weights=has_weights)
+                      for file in projector_files)
     if denoises != (noisy is not None):
         has, lacks = ("a head that denoises", "noisy_action_projector") if denoises else (
             "a noisy_action_projector", "action_head that denoises")
@@ -102,13 +108,15 @@ def read_parts(folder: str | Path) -> OftParts:
     return OftParts(head, denoises, proprio, noisy)
 
 
-def read_head(path: Path) -> tuple[ChunkHead, bool]:
+def read_head(path: Path, *, has_weights: bool = True) -> tuple[ChunkHead, bool]:
     """Read a head.
 
+    :param path: of its file
+    :param has_weights: as for :func:`read_part`
     :return: the head, and whether it denoises
     :raises CheckpointError: naming the tensor that is missing, of another shape or unknown
     """
-    tensors = read_part(path)
+    tensors = read_part(path, has_weights=has_weights)
     denoises = any(name.startswith(_DENOISING) for name in tensors)
     prefix = _DENOISING if denoises else _REGRESSING
     named = {_head_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
@@ -121,12 +129,14 @@ def read_head(path: Path) -> tuple[ChunkHead, bool]:
     return fill_module(path, build_empty(ChunkHead, actions, inputs // actions, width, blocks), named), denoises
 
 
-def read_projector(path: Path) -> TokenProjector:
+def read_projector(path: Path, *, has_weights: bool = True) -> TokenProjector:
     """Read a projector of states or of noisy actions.
 
+    :param path: of its file
+    :param has_weights: as for :func:`read_part`
     :raises CheckpointError: naming the tensor that is missing, of another shape or unknown
     """
-    tensors = read_part(path)
+    tensors = read_part(path, has_weights=has_weights)
     width, inputs = _matrix_shape(path, tensors, "fc1.weight")
     return fill_module(path, build_empty(TokenProjector, inputs, width), tensors)
 

@@ -8,7 +8,7 @@ stored in half precision; a loaded model computes in float32 unless another type
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch
 
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.models import cogact, demo, openvla
-from sqap_vla_ros.models.family import Family, Opened, build_empty
+from sqap_vla_ros.models import cogact, demo, openvla, openvla_oft
+from sqap_vla_ros.models.family import Family, Opened, Wanted, build_empty
 from sqap_vla_ros.models.json_file import read_json
-from sqap_vla_ros.models.own_format import read_float_tensors
+from sqap_vla_ros.models.own_format import load_own_
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
 from sqap_vla_ros.quantization.artifact import (
     CONFIG_FILE,
@@ -30,6 +30,7 @@ from sqap_vla_ros.quantization.artifact import (
     is_artifact,
     read_artifact,
     restore_artifact_,
+    verify_artifact,
 )
 from sqap_vla_ros.quantization.folder import hash_file
 from sqap_vla_ros.quantization.report import Listener, QuantizationReport
@@ -41,6 +42,7 @@ PACKAGED = ("demo",)
 FAMILIES: dict[str, Family] = {
     "demo": demo.FAMILY,
     "cogact": cogact.FAMILY,
+    "openvla-oft": openvla_oft.FAMILY,
     "openvla": openvla.FAMILY,
 }
 DEFAULT_SETTINGS = ModelSettings()
@@ -58,6 +60,18 @@ class Checkpoint:
     model: VlaModel
     artifact: Artifact | None
     report: QuantizationReport | None
+
+
+@dataclass(frozen=True)
+class FloatSource:
+    """A float model and where its weights come from.
+
+    :param model: on the meta device
+    :param load_: gives it those of whose names it is told that they are wanted
+    """
+
+    model: VlaModel
+    load_: Callable[[Wanted], None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,12 @@ class _Found:
         return {str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name: path
                 for path in self.opened.sources}
 
+    def load_(self, model: Any, dtype: torch.dtype, wanted: Wanted) -> None:
+        if self.opened is not None:
+            self.opened.load_(model, dtype, wanted)
+        else:
+            load_own_(model, self.folder / TENSOR_FILE, dtype, wanted)
+
 
 def checkpoint_folder(checkpoint: str | Path) -> Path:
     """Folder of a checkpoint; a name in ``PACKAGED`` is one that comes with the package."""
@@ -147,12 +167,21 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
     if (artifact := found.artifact) is not None:
         report = restore_artifact_(model, artifact, engine=engine, dtype=dtype)
         return Checkpoint(model.eval(), artifact, report)
-    if found.opened is not None:
-        found.opened.load_(model, dtype)
-    else:
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        model.load_state_dict(read_float_tensors(found.folder / TENSOR_FILE, expected, dtype), assign=True)
+    found.load_(model, dtype, lambda name: True)
     return Checkpoint(model.eval(), None, None)
+
+
+def open_float(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS) -> FloatSource:
+    """A float checkpoint whose weights are read when they are asked for, in float32.
+
+    :param folder: as for :func:`load_checkpoint`, and not compressed
+    :param settings: as for :func:`load_checkpoint`
+    :raises CheckpointError: as :func:`load_checkpoint` does
+    """
+    found = _find(folder, settings)
+    model: Any = _build(found)
+    model.choose(settings)
+    return FloatSource(model.eval(), lambda wanted: found.load_(model, torch.float32, wanted))
 
 
 def describe_checkpoint(folder: str | Path, *, settings: ModelSettings | None = None) -> CheckpointFacts:
@@ -174,6 +203,19 @@ def describe_checkpoint(folder: str | Path, *, settings: ModelSettings | None = 
         tensors, files = list_stored(found.folder / TENSOR_FILE), {**found.sources, **found.companions}
     return CheckpointFacts(found.folder, found.name, model, found.artifact, tensors,
                            {name: path.stat().st_size for name, path in files.items()}, found.companions)
+
+
+def verify_checkpoint(folder: str | Path, listener: Listener = lambda stage, done, total: None) -> None:
+    """Find out whether a compressed checkpoint is as it was written; it is not loaded.
+
+    :param folder: of the checkpoint
+    :param listener: told how much is done
+    :raises CheckpointError: naming what is not, as loading it would
+    """
+    found = _find(folder, DEFAULT_SETTINGS)
+    if found.artifact is None:
+        raise CheckpointError(f"'{found.folder}' is no compressed checkpoint")
+    verify_artifact(_build(found), found.artifact, listener)
 
 
 def hash_checkpoint(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS,

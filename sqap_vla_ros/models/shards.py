@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError
-from sqap_vla_ros.quantization.stored_tensors import list_stored, name_dtype
+from sqap_vla_ros.quantization.stored_tensors import StoredTensor, list_stored, name_dtype
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -170,7 +170,7 @@ class TensorFiles:
 
     def outline(self, prefix: str) -> dict[str, Tensor]:
         """What :meth:`read_part` would give, on the meta device, where it takes no memory and no file is read."""
-        return {name.removeprefix(prefix): torch.empty(self.shape(name), device="meta")
+        return {name.removeprefix(prefix): torch.empty(self.shape(name), dtype=self._dtype(name), device="meta")
                 for name in self.names if name.startswith(prefix)}
 
     def read_part(self, prefix: str) -> dict[str, Tensor]:
@@ -195,6 +195,9 @@ class TensorFiles:
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"the tensor '{name}' in '{file.path}' has values that are not finite; {_ADVICE}")
         return tensor
+
+    def _dtype(self, name: str) -> torch.dtype | None:
+        return StoredTensor(*self.stored(name), "").torch_dtype
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._files:
