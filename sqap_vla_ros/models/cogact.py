@@ -20,7 +20,7 @@ from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics, read_statistics
 from sqap_vla_ros.models.diffusion import GRIPPER, ActionModel, Schedule, clip_actions, make_schedule, read_action_model
 from sqap_vla_ros.models.dit import SIZES, Dit, DitConfig
-from sqap_vla_ros.models.family import Family, Opened
+from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, PROMPTS, TOKENIZER_FILE, LlamaTokenizer
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
@@ -159,11 +159,13 @@ def open_cogact(folder: Path, values: dict[str, Any], settings: ModelSettings) -
     stored |= {HEAD + name: (name_dtype(kept.dtype), tuple(kept.shape)) for name, kept in head.state_dict().items()}
     dit, statistics, tokenizer = head.net.config, read_statistics(folder), find_tokenizer(folder)
 
-    def load_(model: nn.Module, dtype: torch.dtype) -> None:
-        read = {name: tensor.float() for name, tensor in tensors.read_part(HEAD).items()}
+    def load_(model: nn.Module, dtype: torch.dtype, wanted: Wanted) -> None:
         assert isinstance(model, CogAct)
-        model.action_model.load_state_dict(read_action_model(read, num_heads=dit.num_heads).state_dict(), assign=True)
-        load_prismatic_(model, tensors, checkpoint.keys, dtype=dtype, elsewhere=(HEAD, AVERAGED))
+        if wanted(f"{HEAD}nothing"):
+            read = {name: tensor.float() for name, tensor in tensors.read_part(HEAD).items()}
+            filled = read_action_model(read, num_heads=dit.num_heads)
+            model.action_model.load_state_dict(filled.state_dict(), assign=True)
+        load_prismatic_(model, tensors, checkpoint.keys, dtype=dtype, wanted=wanted, elsewhere=(HEAD, AVERAGED))
 
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))
     return Opened(CogActConfig(checkpoint.config, dit, statistics, checkpoint.prompt), load_, stored, tuple(sources),

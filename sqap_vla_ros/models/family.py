@@ -20,6 +20,7 @@ from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.vla import ModelSettings
 
 _Module = TypeVar("_Module", bound=nn.Module)
+Wanted = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Opened:
 
     :param config: of the family. What its ``to_json()`` gives, with "family" in it, is what an artifact holds of it,
         and :attr:`Family.read_config` makes the same of that
-    :param load_: gives a model that was built of ``config`` on the meta device its weights, in a type
+    :param load_: gives a model that was built of ``config`` on the meta device its weights, in a type; those of whose
+        qualified names it is told that they are wanted, and of a part of the family's own, in no block, all or none
     :param tensors: safetensors' type, and shape, of each tensor that is read, by its name in the model
     :param sources: every file that decides what the model does, weights among them; what is hashed
     :param companions: files that go with an artifact, by the names that they have there
     """
 
     config: Any
-    load_: Callable[[nn.Module, torch.dtype], None]
+    load_: Callable[[nn.Module, torch.dtype, Wanted], None]
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     sources: tuple[Path, ...]
     companions: Mapping[str, Path] = field(default_factory=dict)

@@ -90,6 +90,23 @@ def translate_name(name: str, layout: str, first_tower: str = "dino") -> str | N
     return None
 
 
+def original_name(name: str, layout: str) -> str:
+    """A tensor's name in a checkpoint with both vision towers; the inverse of :func:`translate_name`.
+
+    :param name: here
+    :param layout: ``HF`` or ``NATIVE``
+    :raises KeyError: for one that is not a Prismatic model's
+    """
+    old, new = _RENAMED
+    if layout == HF and name.startswith("vision.") and name.endswith(new):
+        name = name[:-len(new)] + old
+    for theirs, ours in reversed(_PREFIXES[layout].items()):
+        begin = ours.format(first="dino")
+        if name.startswith(begin):
+            return theirs + name[len(begin):]
+    raise KeyError(name)
+
+
 def map_keys(names: Iterable[str]) -> KeyMap:
     """Sort a checkpoint's tensors.
 

@@ -141,6 +141,19 @@ def read_projector(path: Path, *, has_weights: bool = True) -> TokenProjector:
     return fill_module(path, build_empty(TokenProjector, inputs, width), tensors)
 
 
+def head_file_name(name: str) -> str:
+    """What a regressing head's tensor is called in its file; the inverse of what reading does.
+
+    :param name: here
+    """
+    for here, there in (("norm_in.", "layer_norm1."), ("fc_in.", "fc1."), ("norm_out.", "layer_norm2."),
+                        ("fc_out.", "fc2.")):
+        if name.startswith(here):
+            return _REGRESSING + there + name[len(here):]
+    _, index, part, rest = name.split(".", 3)
+    return f"{_REGRESSING}mlp_resnet_blocks.{index}.ffn.{'0' if part == 'norm' else '1'}.{rest}"
+
+
 def _head_name(name: str) -> str:
     for pattern, replacement in _HEAD_NAMES:
         name, count = pattern.subn(replacement, name)

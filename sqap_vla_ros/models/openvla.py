@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.action_tokens import ActionTokens
 from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics, read_statistics
-from sqap_vla_ros.models.family import Family, Opened
+from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.llama_tokenizer import PROMPTS, TOKENIZER_FILE, LlamaTokenizer
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
@@ -127,9 +127,9 @@ def check_tokens(tokens: ActionTokens, rows: int) -> None:
 def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Opened:
     checkpoint, statistics, tokenizer = open_prismatic(folder), read_statistics(folder), find_tokenizer(folder)
 
-    def load_(model: nn.Module, dtype: torch.dtype) -> None:
+    def load_(model: nn.Module, dtype: torch.dtype, wanted: Wanted) -> None:
         assert isinstance(model, OpenVla)
-        load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype)
+        load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype, wanted=wanted)
 
     config = OpenVlaConfig(checkpoint.config, checkpoint.prompt, find_tokens(checkpoint), statistics)
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))

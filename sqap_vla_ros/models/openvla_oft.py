@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.dataset_statistics import Bounds, read_statistics
-from sqap_vla_ros.models.family import Family, Opened
+from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.film import ADAPTER_FOLDER, Film, Modulation, find_film, overlay_towers, read_film
 from sqap_vla_ros.models.llama_tokenizer import TOKENIZER_FILE, LlamaTokenizer
 from sqap_vla_ros.models.lora import ADAPTER_CONFIG
@@ -237,11 +237,12 @@ def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Open
     config = OftConfig(checkpoint.config, robot, preset, head, parts.proprio is not None, film_file is not None,
                        checkpoint.prompt, find_tokens(checkpoint), statistics)
 
-    def load_(model: nn.Module, dtype: torch.dtype) -> None:
+    def load_(model: nn.Module, dtype: torch.dtype, wanted: Wanted) -> None:
         assert isinstance(model, OpenVlaOft)
-        load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype, elsewhere=_OWN)
-        own = _read_beside(folder, checkpoint.config, has_weights=True) | model.make_fixed()
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in own.items()}, strict=False, assign=True)
+        load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype, wanted=wanted, elsewhere=_OWN)
+        if wanted(_OWN[0]):
+            own = _read_beside(folder, checkpoint.config, has_weights=True) | model.make_fixed()
+            model.load_state_dict({name: tensor.to(dtype) for name, tensor in own.items()}, strict=False, assign=True)
 
     stored = {name: entry for name, entry in checkpoint.stored.items() if head is None or name != "lm_head.weight"}
     stored |= {name: (name_dtype(tensor.dtype), tuple(tensor.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,27 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             draft.unlink()
 
 
-def read_float_tensors(path: Path, expected: Mapping[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read a float checkpoint's tensors.
+def load_own_(model: nn.Module, path: Path, dtype: torch.dtype, wanted: Callable[[str], bool]) -> None:
+    """Give a model tensors of a float checkpoint.
 
+    :param model: may be on the meta device before
     :param path: of the file
-    :param expected: shape of each, by name
     :param dtype: that they shall have
+    :param wanted: whether a tensor of that name is meant
     :raises CheckpointError: naming the file or tensor that is missing, damaged or of another shape
     """
     if not path.is_file():
         raise CheckpointError(f"'{path}' is missing; a checkpoint folder holds {CONFIG_FILE} and {TENSOR_FILE}")
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if wanted(name)}
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-            _check_names(path, stored, set(expected))
+            _check_names(path, set(filter(wanted, file.keys())), set(expected))
             for name, shape in expected.items():
                 tensors[name] = _check(path, name, file.get_tensor(name), shape).to(dtype)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' is damaged or cut short: {error}") from error
-    return tensors
+    model.load_state_dict(tensors, strict=False, assign=True)
 
 
 def _check_names(path: Path, stored: set[str], expected: set[str]) -> None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,10 +15,12 @@ from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.registry import (
     PACKAGED,
     CheckpointFacts,
+    FloatSource,
     checkpoint_folder,
     describe_checkpoint,
     hash_checkpoint,
-    load_checkpoint,
+    open_float,
+    verify_checkpoint,
 )
 from sqap_vla_ros.models.vla import VlaModel
 from sqap_vla_ros.policy.observations import (
@@ -28,7 +30,9 @@ from sqap_vla_ros.policy.observations import (
     hash_observations,
     read_observations,
 )
-from sqap_vla_ros.quantization.artifact import Origin, check_place, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin, check_place
+from sqap_vla_ros.quantization.artifact_writer import ArtifactWriter, write_artifact
+from sqap_vla_ros.quantization.parts import Part, forget_
 from sqap_vla_ros.quantization.quantize import quantize_
 from sqap_vla_ros.quantization.recipe import RECIPES, Recipe
 from sqap_vla_ros.quantization.report import Listener, QuantizationReport
@@ -112,18 +116,32 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
     if recipe.needs_calibration and not stored:
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
-    model: Any = load_checkpoint(checkpoint).model
-    report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored), listener=listener)
-    save_artifact(
-        model, place, recipe_name, recipe, report, config=model.config.to_json(), pruning=asdict(PruneKnobs()),
-        files=source.companions,
-        dtype=_choose_dtype(source) if dtype is None else DTYPES[dtype], replace=replace_old,
-        origin=Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint, listener=listener), len(stored),
-                      hash_observations(stored) if stored else None))
-    del model  # a large one need not be in memory twice
-    load_checkpoint(place, engine=engine)
+    opened = open_float(checkpoint)
+    model: Any = opened.model
+    origin = Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint, listener=listener), len(stored),
+                    hash_observations(stored) if stored else None)
+    stored_dtype = _choose_dtype(source) if dtype is None else DTYPES[dtype]
+    with write_artifact(model, place, dtype=stored_dtype, replace=replace_old) as writer:
+        report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored),
+                           store=_Pages(opened, writer), listener=listener)
+        writer.finish(recipe_name, recipe, report, config=model.config.to_json(), origin=origin,
+                      pruning=asdict(PruneKnobs()), files=source.companions)
+    verify_checkpoint(place, listener)
     return Compression(describe_checkpoint(place), report, sum(source.file_bytes.values()),
                        time.monotonic() - began)
+
+
+class _Pages:
+    # Parts come from a checkpoint's files when they are worked on, and go into an artifact; memory holds no others.
+    def __init__(self, source: FloatSource, writer: ArtifactWriter) -> None:
+        self._source, self._writer = source, writer
+
+    def bring_(self, part: Part) -> None:
+        self._source.load_(part.holds)
+
+    def put_away_(self, part: Part) -> None:
+        self._writer.add(part.holds)
+        forget_(cast(Any, self._source.model), part)
 
 
 def check_smoothness(model: VlaModel, recipe_name: str, recipe: Recipe) -> None:

@@ -11,31 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.quantization.folder import hash_file, write_folder
+from sqap_vla_ros.quantization.folder import hash_file
 from sqap_vla_ros.quantization.kernels import get_engine
-from sqap_vla_ros.quantization.public_format import choose_notes, describe_publicly
 from sqap_vla_ros.quantization.quantize import Quantizable
 from sqap_vla_ros.quantization.recipe import Recipe
-from sqap_vla_ros.quantization.report import QuantizationReport, report_linear
+from sqap_vla_ros.quantization.report import Listener, QuantizationReport, report_linear
 from sqap_vla_ros.quantization.rotation import RotationPlan
-from sqap_vla_ros.quantization.stored_tensors import StoredTensor, describe_tensor, read_tensors
+from sqap_vla_ros.quantization.stored_tensors import StoredTensor, read_tensors
 from sqap_vla_ros.quantization.structure import (
     FLOAT_DTYPES,
-    SHAPE_TENSOR,
     Structure,
-    describe_structure,
     list_tensors,
     restore_linears_,
     restore_norms_,
@@ -92,6 +86,23 @@ class Artifact:
     files: dict[str, str]
 
 
+def hash_companion(path: Path) -> str:
+    """SHA-256 of a file that a model needs beside its weights.
+
+    :raises CheckpointError: when it cannot be read
+    """
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise CheckpointError(f"'{path}', which the model needs beside its weights, cannot be read: {error}") from error
+
+
+def digest_config(values: Mapping[str, Any]) -> str:
+    """SHA-256 of all that an artifact's config.json tells but itself, however it is laid out in the file."""
+    rest = {**values, SECTION: {key: value for key, value in values[SECTION].items() if key != "sha256"}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def is_artifact(values: Mapping[str, Any]) -> bool:
     """Whether these are the values of an artifact's config.json, and not a float checkpoint's."""
     return SECTION in values
@@ -123,54 +134,6 @@ def check_place(place: str | Path, *, replace: bool) -> None:
                               "replaced; name another folder")
 
 
-def save_artifact(model: Quantizable, place: str | Path, recipe_name: str, recipe: Recipe,
-                  report: QuantizationReport, *, config: Mapping[str, Any], origin: Origin,
-                  pruning: Mapping[str, Any], files: Mapping[str, Path] | None = None,
-                  dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
-    """Write a quantized model; the folder appears whole or not at all.
-
-    What is read back is this model to the bit, its float parts rounded to ``dtype``.
-
-    :param model: as ``quantize_`` left it, computing in float32
-    :param place: folder that does not exist yet
-    :param recipe_name: what the recipe is called
-    :param recipe: by which it was quantized
-    :param report: what ``quantize_`` returned
-    :param config: the model's own values, as its float checkpoint has them
-    :param origin: where it comes from
-    :param pruning: knobs to recommend
-    :param files: what the model needs beside its weights, by the name that a copy of it gets in the folder
-    :param dtype: how float parts are stored, one of ``FLOAT_DTYPES``; scales are float32 in any case
-    :param replace: put it in the place of an artifact that is there
-    :raises CheckpointError: when it may not or cannot be written; what is there stays then
-    """
-    check_place(place, replace=replace)
-    structure = describe_structure(model, report)
-    tensors = _collect_tensors(model, structure, dtype)
-    files = files or {}
-    section = {
-        "format": FORMAT, "recipe": {"name": recipe_name, **asdict(recipe)},
-        "rotation": None if recipe.rotation is None else {"seed": recipe.seed, "plan": asdict(recipe.rotation)},
-        "structure": structure.to_json(), "float": dict(report.float_reasons), "pruning": dict(pruning),
-        "origin": asdict(origin), "notes": choose_notes(recipe, structure),
-        "tensors": {name: asdict(describe_tensor(tensor)) for name, tensor in tensors.items()},
-        "files": {name: _hash_companion(path) for name, path in files.items()}}
-    # As they will be read: tuples become lists, and the numbers that are keys become strings.
-    values = json.loads(json.dumps({
-        **config, "quantization_config": describe_publicly(model, recipe, structure), SECTION: section},
-        allow_nan=False))
-    values[SECTION]["sha256"] = _digest(values)
-    try:
-        with write_folder(Path(place), replace=replace) as draft:
-            save_file(tensors, draft / TENSOR_FILE, metadata={"format": "pt"})
-            (draft / TENSOR_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
-            for name, path in files.items():
-                shutil.copyfile(path, draft / name)
-            (draft / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write a compressed checkpoint to '{place}': {error}") from error
-
-
 def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
     """What config.json tells, checked against its own hash, and the files beside the weights; tensors are not read.
 
@@ -184,7 +147,7 @@ def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
     if section.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is of format {section.get('format')!r}, and this package reads {FORMAT}; "
                               "compress the checkpoint again, or use the package that wrote it")
-    if section.get("sha256") != _digest(values):
+    if section.get("sha256") != digest_config(values):
         raise CheckpointError(f"'{path}' is not as it was written: its hash is another. Copy the folder again, or "
                               "compress the checkpoint again")
     try:
@@ -197,10 +160,25 @@ def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}': the section '{SECTION}' is not usable: {error!r}") from error
     for name, sha256 in artifact.files.items():
-        if Path(name).name != name or _hash_companion(folder / name) != sha256:
+        if Path(name).name != name or hash_companion(folder / name) != sha256:
             raise CheckpointError(f"'{folder / name}' is not the file that '{path}' was written with: its hash is "
                                   "another. Copy the folder again, or compress the checkpoint again")
     return artifact
+
+
+def verify_artifact(model: Quantizable, artifact: Artifact, listener: Listener) -> None:
+    """Compare every tensor with its hash, and all of them with what the model needs; none stays in memory.
+
+    :param model: without weights, on the meta device; it is of no use afterwards
+    :param artifact: what config.json tells
+    :param listener: told how many tensors are done
+    :raises CheckpointError: naming what is not as it was written, or does not fit
+    """
+    path = artifact.folder / TENSOR_FILE
+    restore_norms_(model, artifact.structure)
+    _check_listed(path, artifact.tensors, list_tensors(model, artifact.structure))
+    for done, _ in enumerate(read_tensors(path, artifact.tensors), 1):
+        listener("tensors read back", done, len(artifact.tensors))
 
 
 def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "cpu",
@@ -221,7 +199,7 @@ def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "
         restore_norms_(model, structure)
         expected = list_tensors(model, structure)
         _check_listed(path, artifact.tensors, expected)
-        tensors = read_tensors(path, artifact.tensors)
+        tensors = dict(read_tensors(path, artifact.tensors))
         floats = {name: tensors.pop(name).to(dtype) for name, (exact, _) in expected.items() if exact is None}
         restore_online_(model, structure)
         for name in structure.online:
@@ -236,37 +214,6 @@ def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "
     return QuantizationReport(
         {name: report_linear(cast(Any, modules[name]), entry.rounding) for name, entry in structure.linears.items()},
         artifact.float_reasons)
-
-
-def _collect_tensors(model: Quantizable, structure: Structure, dtype: torch.dtype) -> dict[str, Tensor]:
-    if dtype not in FLOAT_DTYPES:
-        raise CheckpointError(f"float parts are to be stored as {dtype}; allowed are "
-                              f"{', '.join(map(str, FLOAT_DTYPES))}")
-    exact = {f"{name}.{key}": about for name, entry in structure.linears.items()
-             for key, about in entry.tensors().items()}
-    tensors = {name: (tensor if name in exact else tensor.to(dtype)).detach().cpu().contiguous()
-               for name, tensor in cast(nn.Module, model).state_dict().items()}
-    for name, entry in structure.linears.items():
-        if entry.weight_bits is not None:
-            tensors[f"{name}.{SHAPE_TENSOR}"] = torch.tensor(entry.shape)
-    for name, tensor in tensors.items():
-        if name in exact and (tensor.dtype, tuple(tensor.shape)) != exact[name]:
-            raise CheckpointError(f"tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, and an artifact holds "
-                                  f"{exact[name]}; quantize a float32 model")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"tensor '{name}' has values that are not finite{_because(tensor.dtype)}")
-    return tensors
-
-
-def _hash_companion(path: Path) -> str:
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise CheckpointError(f"'{path}', which the model needs beside its weights, cannot be read: {error}") from error
-
-
-def _because(dtype: torch.dtype) -> str:
-    return ", as float16 cannot hold what exceeds 65504; take bfloat16" if dtype == torch.float16 else ""
 
 
 def _check_listed(path: Path, listed: Mapping[str, StoredTensor],
@@ -287,9 +234,3 @@ def _read_recipe(values: dict[str, Any]) -> Recipe:
     pairs = {key: tuple((pattern, bits) for pattern, bits in values[key])
              for key in ("weight_bits_by_pattern", "act_bits_by_pattern")}
     return Recipe(**{**values, **pairs, "rotation": None if plan is None else RotationPlan(**plan)})
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    # Of all values but itself, however they are laid out in the file.
-    rest = {**values, SECTION: {key: value for key, value in values[SECTION].items() if key != "sha256"}}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

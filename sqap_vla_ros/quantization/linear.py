@@ -208,9 +208,13 @@ class Siblings:
             self._join_(linears)
         return self._joined
 
+    def forget(self) -> None:
+        """Let go of the joined weight; it is made again when it is asked for."""
+        self._linears, self._alike, self._changes, self._joined = (), [], [], None
+
     def _join_(self, linears: Sequence[nn.Module]) -> None:
         alike = [linear for linear in linears if isinstance(linear, QuantLinear)]
-        self._linears, self._alike, self._changes, self._joined = (), [], [], None
+        self.forget()
         if len(alike) < len(linears):
             return  # float ones are not kept, since they may be replaced
         self._linears, self._alike, one = tuple(linears), alike, alike[0]

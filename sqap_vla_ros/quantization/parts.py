@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
+
+from sqap_vla_ros.quantization.linear import Siblings
 
 
 class Named(Protocol):
@@ -55,6 +58,21 @@ class Memory:
 
 
 MEMORY = Memory()
+
+
+@torch.no_grad()
+def forget_(model: Named, part: Part) -> None:
+    """Give back the memory of a part's tensors, which from then on have a shape and no values.
+
+    :param model: whole
+    :param part: of it, whatever its modules have become
+    """
+    for name, module in model.named_modules():
+        if part.holds(f"{name}."):
+            module._apply(lambda tensor: torch.empty_like(tensor, device="meta"), recurse=False)
+            for value in vars(module).values():
+                if isinstance(value, Siblings):
+                    value.forget()
 
 
 def split_parts(model: Named, blocks: Sequence[nn.Module]) -> list[Part]:

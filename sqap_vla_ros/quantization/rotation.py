@@ -153,7 +153,8 @@ def rotate_(sites: RotationSites, seed: int, plan: RotationPlan = RotationPlan()
     touching = [*sites.writers, *sites.all_readers]
     stream = (_build(sites.stream_size, (seed, 0, 0), plan.stream_block, touching[0]) if plan.stream and touching
               else None)
-    attentions, mlps = (list(enumerate(layers, sites.first_layer)) for layers in (sites.attentions, sites.mlps))
+    attentions = list(enumerate(sites.attentions, sites.first_layer))
+    mlps = list(enumerate(sites.mlps, sites.first_layer))
     heads = [(attention, _build(attention.head_dim, (seed, 1, index), plan.head_block, attention.o_proj))
              for index, attention in attentions if plan.heads]
     queries_keys = [(attention, _build(attention.head_dim, (seed, 2, index), plan.head_block, attention.o_proj))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,6 +51,59 @@ def describe_tensor(tensor: Tensor) -> StoredTensor:
     return StoredTensor(_NAMES[tensor.dtype], tuple(tensor.shape), _hash(tensor))
 
 
+class TensorWriter:
+    """A safetensors file that is written tensor by tensor.
+
+    The header, which tells where each tensor lies, comes first in the file and is written last, into room that is kept
+    free for it. Tensors lie as they come, but for those whose bytes are no multiple of 8, which would leave the ones
+    behind them where nobody can read them; they wait until the end.
+
+    :param file: empty, open for writing bytes
+    :param room: bytes for the header
+    :param metadata: text by name, for the header
+    """
+
+    def __init__(self, file: BinaryIO, room: int, metadata: Mapping[str, str]) -> None:
+        self._file = file
+        self._room = -(-(8 + room + len(json.dumps(dict(metadata)))) // 64) * 64 - 8
+        self._file.seek(8 + self._room)
+        self._header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        self._stored: dict[str, StoredTensor] = {}
+        self._odd: dict[str, Tensor] = {}
+        self._end = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor that is on the CPU and contiguous.
+
+        :raises OSError: when it cannot be written
+        """
+        self._stored[name] = describe_tensor(tensor)
+        if tensor.nbytes % 8:
+            self._odd[name] = tensor
+        else:
+            self._write(name, tensor)
+
+    def finish(self) -> dict[str, StoredTensor]:
+        """Write the header, and tell what the file holds.
+
+        :raises OSError: when it cannot be written
+        """
+        for name, tensor in sorted(self._odd.items(), key=lambda item: -item[1].itemsize):
+            self._write(name, tensor)
+        header = json.dumps(self._header, separators=(",", ":")).encode()
+        if len(header) > self._room:
+            raise ValueError(f"the header takes {len(header)} bytes, and {self._room} were kept free")
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        return self._stored
+
+    def _write(self, name: str, tensor: Tensor) -> None:
+        begin, self._end = self._end, self._end + tensor.nbytes
+        self._file.write(tensor.flatten().view(torch.uint8).numpy().data)
+        self._header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape),
+                              "data_offsets": [begin, self._end]}
+
+
 def list_stored(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """safetensors' type, and shape, of each tensor in a file; only its header is read.
 
@@ -63,8 +116,8 @@ def list_stored(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise CheckpointError(f"the header of '{path}' is damaged: {error!r}; {_ADVICE}") from error
 
 
-def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Read every tensor into memory of its own.
+def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """Read every tensor, one at a time, into memory of its own.
 
     :param path: of the file
     :param listed: what it must hold, by name
@@ -82,7 +135,6 @@ def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Te
                                   f"belongs to another one: {_ADVICE}")
         if begin + entry["data_offsets"][1] > size:
             raise CheckpointError(f"'{path}' is cut short within the tensor '{name}': {_ADVICE}")
-    tensors = {}
     name = ""
     try:
         with safe_open(path, framework="pt") as file:
@@ -92,11 +144,10 @@ def read_tensors(path: Path, listed: Mapping[str, StoredTensor]) -> dict[str, Te
                 if describe_tensor(tensor) != about:
                     raise CheckpointError(f"the tensor '{name}' in '{path}' is not as it was written: its hash, type "
                                           f"or shape is another. {_ADVICE.capitalize()}")
-                tensors[name] = tensor
+                yield name, tensor
     except (OSError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"'{path}' cannot be read{f' at the tensor {name!r}' if name else ''}: {error}; "
                               f"{_ADVICE}") from error
-    return tensors
 
 
 def _read_header(path: Path, named: str) -> tuple[dict[str, dict[str, Any]], int]:

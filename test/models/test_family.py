@@ -19,7 +19,8 @@ from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.registry import describe_checkpoint, hash_checkpoint, load_checkpoint, load_model
 from sqap_vla_ros.models.shards import open_safetensors
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
-from sqap_vla_ros.quantization.artifact import Origin, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin
+from sqap_vla_ros.quantization.artifact_writer import save_artifact
 from sqap_vla_ros.quantization.quantize import W4A4, quantize_
 
 WORDS_FILE = "words.json"

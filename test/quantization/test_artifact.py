@@ -15,10 +15,12 @@ from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.registry import load_checkpoint, load_model
 from sqap_vla_ros.quantization import artifact as artifacts
-from sqap_vla_ros.quantization.artifact import Origin, check_place, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin, check_place
+from sqap_vla_ros.quantization.artifact_writer import save_artifact
 from sqap_vla_ros.quantization.quantize import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, quantize_
 from sqap_vla_ros.quantization.recipe import MixedWidths
 from sqap_vla_ros.quantization.rotation import RotationPlan
+from sqap_vla_ros.quantization.stored_tensors import TensorWriter
 
 ORIGIN = Origin("0.0.0", "somewhere/float", {"config.json": "aa", "model.safetensors": "bb"}, 6, "cc")
 OTHERS = {
@@ -193,7 +195,7 @@ def change_config(folder: Any, change: Any, *, hashed: bool) -> None:
     values = json.loads((folder / "config.json").read_text())
     change(values)
     if hashed:
-        values["sqap"]["sha256"] = artifacts._digest(values)
+        values["sqap"]["sha256"] = artifacts.digest_config(values)
     (folder / "config.json").write_text(json.dumps(values))
 
 
@@ -270,13 +272,13 @@ def test_existing_folders_are_only_replaced_when_they_are_artifacts(saved, tmp_p
 
 
 def test_failure_to_write_leaves_everything_as_it_was(saved, monkeypatch, tmp_path) -> None:
-    def write_half(tensors: Any, path: Any, metadata: Any) -> None:
-        path.write_bytes(b"half")
+    def write_half(self: Any, name: str, tensor: Tensor) -> None:
+        self._file.write(b"half")
         raise OSError("No space left on device")
 
     tiny, folder = saved
     report, before = load_checkpoint(folder).report, (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr(artifacts, "save_file", write_half)
+    monkeypatch.setattr(TensorWriter, "add", write_half)
     for place, more in ((tmp_path / "new", {}), (folder, {"replace": True})):
         with pytest.raises(CheckpointError, match="No space left"):
             write(tiny.model, place, W4A4(), report, **more)

@@ -7,7 +7,8 @@ import pytest
 
 from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.quantization import artifact as artifacts
-from sqap_vla_ros.quantization.artifact import Origin, check_place, read_artifact, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin, check_place, read_artifact
+from sqap_vla_ros.quantization.artifact_writer import save_artifact
 from sqap_vla_ros.quantization.quantize import W4A4, quantize_
 
 

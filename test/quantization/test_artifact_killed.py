@@ -18,7 +18,8 @@ from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.models.vit import VitConfig
 from sqap_vla_ros.models.vla import ActionSpec
-from sqap_vla_ros.quantization.artifact import Origin, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin
+from sqap_vla_ros.quantization.artifact_writer import save_artifact
 from sqap_vla_ros.quantization.quantize import W4A4, quantize_
 
 torch.set_num_threads(1)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sqap_vla_ros.quantization.artifact import Origin, save_artifact
+from sqap_vla_ros.quantization.artifact import Origin
+from sqap_vla_ros.quantization.artifact_writer import save_artifact
 from sqap_vla_ros.quantization.quantize import RECIPES, W4A4, W4A8, W8A8, Recipe, WeightOnly4, quantize_
 from sqap_vla_ros.quantization.recipe import MixedWidths
 from sqap_vla_ros.quantization.rotation import RotationPlan, rotate_
