@@ -24,7 +24,7 @@ from sqap_vla_ros.models.rope import rope_tables
 from sqap_vla_ros.models.vla import Later, ModelSettings, VlaModel
 from sqap_vla_ros.policy.compression import compress_checkpoint
 from sqap_vla_ros.policy.observations import StoredObservation, calibrate
-from sqap_vla_ros.policy.policy import build_policy
+from sqap_vla_ros.policy.policy import Policy, build_policy
 from sqap_vla_ros.policy.preprocess import unnormalize_actions
 from sqap_vla_ros.quantization.quantize import W4A4, quantize_
 from sqap_vla_ros.quantization.recipe import RECIPES
@@ -144,8 +144,8 @@ def test_half_precision_is_the_originals(oracles):
 def test_a_policy_acts_as_the_original(oracles):
     folder = oracles / "openvla"
     expected = load_file(folder / "reference_float32.safetensors")["action"]
-    policy = build_policy(build_config({"model.checkpoint": str(folder / "checkpoint"), "model.recipe": "float",
-                                        "model.dataset": "bridge_orig", "prune.rule": "none"}))
+    model = load_checkpoint(folder / "checkpoint", settings=BRIDGE).model
+    policy = Policy(model, build_config({"prune.rule": "none"}), None, None, torch.device("cpu"))
     rgb = np.asarray(Image.open(folder / "image.png").convert("RGB"))
     steps = policy.infer(Observation(0, (rgb,), "Put spoon on towel", (None,))).chunk.steps
     np.testing.assert_allclose(steps, expected[None].numpy(), atol=1e-5, rtol=0)
