@@ -28,6 +28,11 @@ class Knob:
     choices: tuple[str, ...] = ()
     read_only: bool = True
 
+    @property
+    def choices_text(self) -> str:
+        """The choices in words, the empty one as ''."""
+        return ", ".join(choice or "''" for choice in self.choices)
+
 
 def knob(default: Any, description: str, **limits: Any) -> Any:
     """Declare a dataclass field that is a knob; ``limits`` are the fields of :class:`Knob`."""
@@ -47,7 +52,21 @@ class ModelKnobs:
                                              "smoothquant-w8a8", "smoothquant-w4a4", "qvla-4bit", "qvla-w4a4"))
     engine: str = knob("cpu", "Engine of the quantized linears.", choices=("reference", "cpu"))
     device: str = knob("cpu", "Torch device.")
+    dtype: str = knob("float32", "What a float or compressed checkpoint computes in where it is not quantized; recipes "
+                      "that quantize start from float32.", choices=("float32", "bfloat16"))
     threads: int = knob(1, "CPU threads of one inference.", minimum=1, maximum=256)
+    dataset: str = knob("", "Data set whose statistics give actions their units; empty takes the only one that the "
+                        "checkpoint knows.")
+    # Tests hold these to PRESETS in models.pictures and in models.oft_presets, which import torch.
+    pictures: str = knob("none", "What is done to a camera's picture before the model's own transform, as the scripts "
+                         "of its authors do.", choices=("none", "libero", "libero-uncropped", "bridge", "oft",
+                                                        "cogact-deploy"))
+    robot: str = knob("", "Robot that an OpenVLA-OFT checkpoint is for; empty finds out by its sizes.",
+                      choices=("", "libero", "aloha", "bridge"))
+    sampler_steps: int = knob(10, "Steps in which a head that denoises makes its actions; 0 is DDPM with every step of "
+                              "the training.", minimum=0, maximum=100)
+    guidance: float = knob(1.5, "How much a head that denoises heeds what the model sees; 1 is plain.", minimum=1.0,
+                           maximum=10.0)
 
 
 @dataclass(frozen=True)
@@ -187,7 +206,7 @@ def _checked_scalar(name: str, entry: Knob, kind: type, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} must be finite, got {value!r}")
     if entry.choices and value not in entry.choices:
-        raise ConfigError(f"{name} is '{value}'; allowed are {', '.join(entry.choices)}")
+        raise ConfigError(f"{name} is '{value}'; allowed are {entry.choices_text}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if entry.minimum is not None and value < entry.minimum:
             raise ConfigError(f"{name} is {value}; the smallest allowed is {entry.minimum}")

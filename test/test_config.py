@@ -4,9 +4,15 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
-from sqap_vla_ros.config import Config, build_config, iterate_knobs
+from sqap_vla_ros.config import Config, Knob, build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError, SqapError
+from sqap_vla_ros.models import oft_presets, pictures
+from sqap_vla_ros.models.vla import ModelSettings
+from sqap_vla_ros.policy.compression import DTYPES
+from sqap_vla_ros.policy.wiring import choose_settings, find_dtype
+from sqap_vla_ros.quantization.recipe import RECIPES
 
 
 def test_every_knob_is_described_once_with_its_unit_and_a_default_that_it_allows():
@@ -59,6 +65,7 @@ def test_only_the_named_knobs_change():
     ("prune.ratio", 0.1, "unknown knob 'prune.ratio'; known are model.checkpoint"),
     ("prune", 0.1, "unknown knob"), ("", 0.1, "unknown knob"),
     ("model.recipe", "w2a2", "model.recipe is 'w2a2'; allowed are float, stored, w4a4"),
+    ("model.robot", "cook", "model.robot is 'cook'; allowed are '', libero, aloha, bridge"),
     ("model.recipe", 4, "must be str, got int 4"), ("model.threads", 2.0, "must be int, got float"),
     ("model.threads", True, "must be int, got bool"), ("control.control_hz", "10", "must be float, got str"),
     ("control.control_hz", float("nan"), "must be finite"), ("control.control_hz", float("inf"), "must be finite"),
@@ -69,6 +76,34 @@ def test_only_the_named_knobs_change():
 def test_wrong_values_are_refused_by_name(name, value, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         build_config({name: value})
+
+
+def test_choices_are_those_of_the_tables_they_come_from():
+    choices = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
+    assert choices["model.pictures"] == tuple(pictures.PRESETS)
+    assert choices["model.robot"] == ("", *oft_presets.PRESETS)
+    assert set(choices["model.dtype"]) < set(DTYPES)
+    assert Knob("", choices=("", "a")).choices_text == "'', a"
+
+
+def test_knobs_become_what_a_model_is_asked_for():
+    assert choose_settings(Config().model) == ModelSettings()
+    knobs = build_config({"model.dataset": "kitchen", "model.pictures": "bridge", "model.robot": "aloha",
+                          "model.sampler_steps": 5, "model.guidance": 2}).model
+    assert choose_settings(knobs) == ModelSettings("kitchen", "bridge", "aloha", 5, 2.0)
+
+
+def test_only_what_is_not_quantized_anew_computes_in_another_type():
+    for recipe in ("float", "stored", *RECIPES):
+        knobs = [build_config({"model.recipe": recipe, "model.dtype": dtype}).model
+                 for dtype in ("float32", "bfloat16")]
+        assert find_dtype(knobs[0]) is torch.float32
+        if recipe not in RECIPES:
+            assert find_dtype(knobs[1]) is torch.bfloat16
+            continue
+        with pytest.raises(ConfigError, match=f"model.dtype is 'bfloat16', and model.recipe '{recipe}' quantizes a "
+                                              "float32 model; set model.dtype to 'float32', or compress"):
+            find_dtype(knobs[1])
 
 
 def test_frames_and_radii_may_be_empty_together():

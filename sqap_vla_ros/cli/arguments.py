@@ -12,7 +12,7 @@ import yaml
 
 from sqap_vla_ros.config import Config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.methods import Method, parse_methods
+from sqap_vla_ros.evaluation.methods import Method, parse_method, parse_methods
 
 
 def read_number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
@@ -72,6 +72,32 @@ def add_set_flag(parser: argparse.ArgumentParser, *sections: str) -> None:
     parser.add_argument("--set", type=read, action="append", default=[], metavar="NAME=VALUE",
                         help="a knob by its dotted name, as in a parameter file; may be given several times, for "
                              f"example --set prune.layer=2 (knobs of {' and '.join(sections)}; default: as the node)")
+
+
+def add_knob_flags(parser: argparse.ArgumentParser, **flags: str) -> None:
+    """A flag for each of some knobs, with its meaning, its limits and its default.
+
+    :param flags: dotted names of knobs by the words of their flags; a value is kept under the knob's name
+    """
+    knobs = {name: (knob, value) for name, knob, value in iterate_knobs(Config())}
+    for flag, name in flags.items():
+        knob, value = knobs[name]
+        kind: Any = type(value)
+        if knob.minimum is not None and knob.maximum is not None:
+            kind = read_number(kind, knob.minimum, knob.maximum)
+        meaning = f"{knob.description.removesuffix('.')}{f': {knob.choices_text}' if knob.choices else ''}"
+        parser.add_argument(f"--{flag}", dest=name, type=kind, choices=knob.choices or None, default=value,
+                            metavar="NAME" if isinstance(value, str) else "N",
+                            help=f"{meaning[0].lower() if meaning[1].islower() else meaning[0]}{meaning[1:]} "
+                                 f"(default: {value if value != '' else 'empty'})")
+
+
+def read_prune(text: str) -> Method:
+    """RULE@SHARE, or 'none': a method whose recipe is arbitrary, since another flag says it."""
+    try:
+        return parse_method("w4a4" if text == "none" else f"w4a4+{text}")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be pruned by: {error}") from error
 
 
 def count_cores() -> int:

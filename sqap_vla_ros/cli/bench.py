@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import add_set_flag, read_names, read_number
+from sqap_vla_ros.cli.arguments import add_set_flag, read_names, read_number, read_prune
 from sqap_vla_ros.config import Config, iterate_knobs
-from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.bench_engines import BENCH_ENGINES
-from sqap_vla_ros.evaluation.methods import Method, parse_method
 
 _CHOICES = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
 _RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name != "float")
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              f"{_DEFAULT_ENGINES})")
     parser.add_argument("--recipe", choices=_RECIPES, default="w4a4", metavar="NAME",
                         help=f"of the quantized engines: {', '.join(_RECIPES)} (default: w4a4)")
-    parser.add_argument("--prune", type=_read_prune, default="sqap@0.6", metavar="RULE@SHARE",
+    parser.add_argument("--prune", type=read_prune, default="sqap@0.6", metavar="RULE@SHARE",
                         help="of the quantized engines: which visual tokens leave and how many of them, or 'none' "
                              "(default: sqap@0.6)")
     add_set_flag(parser, "prune")
@@ -67,11 +65,3 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.bench_run import run_verb
 
     return run_verb(args)
-
-
-def _read_prune(text: str) -> Method:
-    # The recipe is another flag's; any gives the rule its form.
-    try:
-        return parse_method("w4a4" if text == "none" else f"w4a4+{text}")
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be pruned by: {error}") from error

@@ -19,8 +19,10 @@ INTERRUPTED = 130
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
+    "infer": ("infer", "look at pictures once: the action, the tokens that stay, the time it takes"),
     "bench": ("bench", "measure how long an inference takes, float and compressed, stage by stage"),
     "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
+    "make-random": ("make_random", "write a checkpoint with random weights, to test a published model without its own"),
     "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),

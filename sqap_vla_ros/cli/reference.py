@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _allowed(knob: Knob) -> str:
     if knob.choices:
-        return ", ".join(knob.choices)
+        return knob.choices_text
     if knob.minimum is not None and knob.maximum is not None:
         return f"{knob.minimum:g} to {knob.maximum:g}"
     return ""

@@ -10,11 +10,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Observation, RobotFootprint
@@ -62,12 +61,10 @@ def build_engine(name: str, config: Config) -> Policy:
     engine = BENCH_ENGINES[name]
     model, prune = replace(config.model, device=engine.device), config.prune
     if engine.is_float:
-        model, prune = replace(model, recipe="float"), replace(prune, rule="none")
+        model, prune = replace(model, recipe="float", dtype=engine.dtype), replace(prune, rule="none")
     else:
         model = replace(model, engine=engine.kernel)
     policy = build_policy(replace(config, model=model, prune=prune))
-    if engine.is_float:
-        cast(nn.Module, policy.model).to(getattr(torch, engine.dtype))
     policy.warm_up()
     return policy
 
@@ -136,12 +133,10 @@ def summarize_rounds(rounds: BenchRounds, engines: Sequence[str]) -> dict[str, A
 def describe_engine(policy: Policy) -> dict[str, Any]:
     """What ran: method, layer where tokens leave, tokens kept, and bytes of the decoder's linears."""
     told = policy.describe()
-    linears = policy.model.quantizable_linears().values()
-    held = sum(linear.weight.nbytes for linear in linears) if policy.report is None else int(told["weight_bytes"])
     return {"recipe": told["recipe"], "rule": policy.config.prune.rule,
             "prune_layer": None if policy.pruner is None else policy.pruner.layer,
-            "kept_tokens": told["kept_tokens"], "total_tokens": told["total_tokens"], "weight_bytes": held,
-            "float32_bytes": int(told["float32_bytes"])}
+            "kept_tokens": told["kept_tokens"], "total_tokens": told["total_tokens"],
+            "weight_bytes": int(told["weight_bytes"]), "float32_bytes": int(told["float32_bytes"])}
 
 
 def describe_instructions() -> dict[str, bool | str]:

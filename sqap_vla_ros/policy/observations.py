@@ -95,6 +95,22 @@ def read_observations(folder: str | Path) -> list[StoredObservation]:
             for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1)]
 
 
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read a picture file.
+
+    :return: (H, W, 3) uint8 RGB
+    :raises InputError: when there is none, or it is no picture
+    """
+    try:
+        content = np.frombuffer(Path(path).read_bytes(), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the image {Path(path).name!r} cannot be read: {error}") from error
+    bgr = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if bgr is None:
+        raise InputError(f"'{path}' is no picture, or a damaged one; it must be a PNG or JPEG file")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
 def hash_observations(observations: Sequence[StoredObservation]) -> str:
     """SHA-256 of what a model sees of them: pixels, sizes, words and states."""
     digest = hashlib.sha256()
@@ -156,13 +172,9 @@ def _read_picture(folder: Path, image: object, source: str) -> np.ndarray:
     if not isinstance(image, str) or image != Path(image).name or not image:
         raise ConfigError(f"{source} names the image {image!r}; it must be the name of a file in '{folder}'")
     try:
-        content = np.frombuffer((folder / image).read_bytes(), dtype=np.uint8)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: the image {image!r} cannot be read: {error}") from error
-    bgr = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if bgr is None:
-        raise ConfigError(f"{source}: '{folder / image}' is no picture, or a damaged one; it must be a PNG file")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        return read_picture(folder / image)
+    except InputError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _read_state(state: object, source: str) -> np.ndarray:

@@ -17,10 +17,10 @@ from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.llama import Choice, PruneStep
 from sqap_vla_ros.models.pictures import check_pictures, map_picture
 from sqap_vla_ros.models.registry import load_checkpoint
-from sqap_vla_ros.models.vla import Later, ModelSettings, VlaModel
+from sqap_vla_ros.models.vla import Later, VlaModel
 from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
 from sqap_vla_ros.policy.safety import check_finite
-from sqap_vla_ros.policy.wiring import check_recipe, find_device, quantize_model
+from sqap_vla_ros.policy.wiring import check_recipe, choose_settings, find_device, find_dtype, quantize_model
 from sqap_vla_ros.pruning.pruner import Pruner, draw_seed
 from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport
 
@@ -38,7 +38,8 @@ def build_policy(config: Config) -> Policy:
     """
     device = find_device(config.model.device)
     torch.set_num_threads(config.model.threads)
-    loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine, settings=ModelSettings())
+    loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine, dtype=find_dtype(config.model),
+                             settings=choose_settings(config.model))
     check_recipe(config, loaded)
     model = loaded.model
     check_pictures(model.image_spec, model.pictures)
@@ -156,13 +157,16 @@ class Policy:
             "family": self.model.family,
             "recipe": self.config.model.recipe,
             **({"stored_recipe": self.stored_recipe} if self.stored_recipe else {}),
-            "engine": "float32" if self.report is None else self.config.model.engine,
+            "engine": self.config.model.dtype if self.report is None else self.config.model.engine,
             "device": str(self.device),
-            "weight_bytes": self._float32_bytes if self.report is None else self.report.weight_bytes,
+            "weight_bytes": self._count_held() if self.report is None else self.report.weight_bytes,
             "float32_bytes": self._float32_bytes if self.report is None else self.report.float32_bytes,
             "kept_tokens": total if self.pruner is None else self.pruner.kept_count,
             "total_tokens": total,
         }
+
+    def _count_held(self) -> int:
+        return sum(linear.weight.nbytes for linear in self.model.quantizable_linears().values())
 
     def _read_instruction(self, text: str) -> list[int]:
         limit = self.config.safety.max_instruction_chars

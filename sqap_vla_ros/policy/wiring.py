@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from sqap_vla_ros.config import Config
+from sqap_vla_ros.config import Config, ModelKnobs
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.models.registry import Checkpoint
-from sqap_vla_ros.models.vla import VlaModel
-from sqap_vla_ros.policy.compression import check_smoothness, find_observations
+from sqap_vla_ros.models.registry import Checkpoint, CheckpointFacts
+from sqap_vla_ros.models.vla import ModelSettings, VlaModel
+from sqap_vla_ros.policy.compression import DTYPES, check_smoothness, find_observations
 from sqap_vla_ros.policy.observations import calibrate
 from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
 from sqap_vla_ros.quantization.recipe import FLOAT, STORED
@@ -31,7 +31,24 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def check_recipe(config: Config, loaded: Checkpoint) -> None:
+def find_dtype(knobs: ModelKnobs) -> torch.dtype:
+    """What a model computes in where it is not quantized.
+
+    :raises ConfigError: for another type than float32 with a recipe that quantizes, which would round what is rounded
+    """
+    if knobs.recipe in RECIPES and knobs.dtype != "float32":
+        raise ConfigError(f"model.dtype is '{knobs.dtype}', and model.recipe '{knobs.recipe}' quantizes a float32 "
+                          "model; set model.dtype to 'float32', or compress the checkpoint once with `sqap compress` "
+                          f"and run that with model.recipe '{STORED}'")
+    return DTYPES[knobs.dtype]
+
+
+def choose_settings(knobs: ModelKnobs) -> ModelSettings:
+    """What the knobs choose about a model, apart from its checkpoint."""
+    return ModelSettings(knobs.dataset, knobs.pictures, knobs.robot, knobs.sampler_steps, knobs.guidance)
+
+
+def check_recipe(config: Config, loaded: Checkpoint | CheckpointFacts) -> None:
     """Keep 'stored' to compressed checkpoints and every other recipe to float ones, so that none is taken for another.
 
     :raises ConfigError: when ``model.recipe`` is not for the checkpoint

@@ -33,7 +33,7 @@ def declare_parameters(node: Node, defaults: Config | None = None) -> None:
 
 def make_descriptor(knob: Knob, value: Any) -> ParameterDescriptor:
     """What ``ros2 param describe`` shows, and rclpy checks, of a knob with this default."""
-    constraints = [f"one of {', '.join(knob.choices)}"] if knob.choices else []
+    constraints = [f"one of {knob.choices_text}"] if knob.choices else []
     if knob.read_only:
         constraints.append("fixed while the node is configured")
     descriptor = ParameterDescriptor(description=knob.description, additional_constraints="; ".join(constraints))
