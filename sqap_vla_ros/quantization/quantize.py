@@ -86,7 +86,6 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibr
     rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
     if recipe.rotation is not None:
         check_rotation(model.rotation_sites(), recipe.rotation)
-    work = _Work(model, recipe, chosen, len(rounded), listener)
     blocks, compensates = model.blocks(), recipe.rounding == "gptq"
     if compensates and not blocks:
         raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
@@ -94,6 +93,8 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibr
     in_parts = works_in_parts(recipe)
     for part in parts[:1] if in_parts else parts:
         store.bring_(part)
+    # Only now: sites name the embeddings themselves, and a store may have put others there.
+    work = _Work(model, recipe, chosen, len(rounded), listener)
     if recipe.needs_calibration and blocks:
         catch_calls(blocks[0], calibration)  # an observation that fails does so before anything changes
     if recipe.smoothing is not None:
@@ -150,7 +151,8 @@ class _Work:
 
     def rotate_(self, part: Part) -> None:
         """Rotate a part, where the recipe does, and let its queries and keys be rounded."""
-        recipe, sites = self.recipe, self.sites.within(part.modules)
+        # Asked anew, as parameters that were brought meanwhile are others than those before.
+        recipe, sites = self.recipe, self.model.rotation_sites().within(part.modules)
         if recipe.rotation is not None:
             rotates_queries_keys = recipe.rotation.queries_keys and recipe.qk_bits is not None
             rotate_(sites, recipe.seed, replace(recipe.rotation, queries_keys=rotates_queries_keys))
