@@ -165,10 +165,10 @@ class MixedLinear(nn.Module):
                    columns=columns, act_bits=act_bits, act_clip_ratio=act_clip_ratio, engine=engine)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MixedLinear:
-        # As in QuantLinear: each device has a layout of its own.
+        # As in QuantLinear: each device has a layout of its own; the meta device has no rows to look at.
         device = self.row_bits.device
         super()._apply(fn, recurse)
-        if self.row_bits.device != device:
+        if self.row_bits.device != device and not self.row_bits.is_meta:
             self.prepare_()
         return self
 
