@@ -366,8 +366,9 @@ INLINE void mix(const float *weights, Head v, const float *inverse, float *out, 
 }
 
 /* Attention, LANES queries at a time. Query i sees the keys up to last[i], which rises with i; nothing is computed for
- * keys that none of the LANES sees. bias, if there is one, is added to each key's logits. ``group`` heads of q share one
- * of k and v. out holds (queries, heads x size), size a multiple of LANES; scratch holds (size + keys) x LANES numbers. */
+ * keys that none of the LANES sees. bias, if there is one, is added to each key's logits. ``group`` heads of q share
+ * one of k and v. out holds (queries, heads x size), size a multiple of LANES; scratch holds (size + keys) x LANES
+ * numbers. */
 FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const float *k, ptrdiff_t k_head,
                   ptrdiff_t k_step, const float *v, ptrdiff_t v_head, ptrdiff_t v_step, const int64_t *last,
                   const float *bias, float *out, float *scratch, ptrdiff_t heads, ptrdiff_t group, ptrdiff_t queries,
@@ -394,8 +395,8 @@ FUSED void attend(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, const floa
     }
 }
 
-/* steps x (1 - cosine) between every two of n rows, to the nearest whole number and at least 0; 2 x steps to a row with a
- * NaN. scratch holds n x width + (width + n) x LANES numbers. */
+/* steps x (1 - cosine) between every two of n rows, to the nearest whole number and at least 0; 2 x steps to a row with
+ * a NaN. scratch holds n x width + (width + n) x LANES numbers. */
 FUSED void cosine_steps(const float *rows, float *out, float *scratch, ptrdiff_t n, ptrdiff_t width, float steps) {
     float *unit = scratch, *turned = unit + n * width, *cosines = turned + width * LANES;
     for (ptrdiff_t i = 0; i < n; i++) {

@@ -38,8 +38,8 @@ int has_integer_product(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
 }
 
-/* The instruction takes one operand as unsigned, here the weight + 128; 128 x the sum of the token's codes is taken away
- * again. */
+/* The instruction takes one operand as unsigned, here the weight + 128; 128 x the sum of the token's codes is taken
+ * away again. */
 INLINE int32_t sum_codes(const int8_t *codes, ptrdiff_t columns) {
     int32_t sum = 0;
     for (ptrdiff_t k = 0; k < columns; k++) sum += codes[k];
@@ -120,7 +120,7 @@ void multiply_scaled(const int8_t *codes, const float *token_scale, const uint8_
     }
 }
 
-/* Bytes for attend_and_project: its heads, offsets, scales, codes, and what attend needs. */
+/* Bytes for attend_and_project: what the heads see, sums, scales, offsets, codes, and what attend needs. */
 ptrdiff_t attention_scratch(ptrdiff_t width, ptrdiff_t outputs, ptrdiff_t size, ptrdiff_t keys) {
     return 4 * (TOKENS * (width + outputs + 2) + (size + keys) * OUTPUTS) + TOKENS * width;
 }
@@ -148,17 +148,20 @@ void attend_and_project(const float *q, ptrdiff_t q_head, ptrdiff_t q_step, cons
     }
 }
 
+/* Bytes for feed_forward: sums of both products, hidden values, scales, offsets, a block of the rotation, codes. */
 ptrdiff_t feed_forward_scratch(ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n) {
     return 4 * (TOKENS * (2 * width + width + columns + 2) + n) + TOKENS * (width + columns);
 }
 
-/* A SwiGLU behind a norm, on top of its input: rounding, product, gate, rotation, rounding, product. The rotation is left
- * out without signs; it works in blocks of n numbers. scratch holds feed_forward_scratch(columns, width, n) bytes. */
+/* A SwiGLU behind a norm, on top of its input: rounding, product, gate, rotation, rounding, product. The rotation is
+ * left out without signs; it works in blocks of n numbers. scratch holds feed_forward_scratch(columns, width, n)
+ * bytes. */
 void feed_forward(const float *x, const uint8_t *wide, const float *wide_scale, const float *signs, const float *base,
                   const uint8_t *narrow, const float *narrow_scale, float *out, float *scratch, ptrdiff_t rows,
                   ptrdiff_t columns, ptrdiff_t width, ptrdiff_t n, ptrdiff_t base_size, ptrdiff_t right, float eps,
                   float wide_largest, float wide_step, float largest, float step, float smallest) {
-    int32_t *sums = (int32_t *)scratch, *narrow_sums = sums + TOKENS * 2 * width, *offsets = narrow_sums + TOKENS * columns;
+    int32_t *sums = (int32_t *)scratch, *narrow_sums = sums + TOKENS * 2 * width;
+    int32_t *offsets = narrow_sums + TOKENS * columns;
     float *hidden = (float *)(offsets + TOKENS), *scale = hidden + TOKENS * width, *other = scale + TOKENS;
     int8_t *codes = (int8_t *)(other + n), *narrow_codes = codes + TOKENS * columns;
     for (ptrdiff_t first = 0; first < rows; first += TOKENS) {

@@ -26,7 +26,7 @@ _SIGNATURES = {
 
 
 def load_library() -> ctypes.CDLL:
-    """Open the C functions of the package and tell ctypes what they take; all but lengths of scratch return nothing.
+    """Open the C functions of the package, and tell ctypes what they take and give.
 
     :raises ImportError: when they are not compiled, or from other sources than those beside the package
     """

@@ -81,8 +81,8 @@ class PruneKnobs:
                       maximum=255)
     attention_ratio: float = knob(0.1, "Share of the kept tokens chosen by attention in the sqap rules, 0 to 1.",
                                   minimum=0.0, maximum=1.0)
-    robot_ratio: float = knob(0.25, "Largest share of the kept tokens that the robot's footprint takes in the sqap "
-                              "rules, 0 to 1.", minimum=0.0, maximum=1.0)
+    robot_ratio: float = knob(0.25, "Largest share of the kept tokens chosen for showing the robot in the sqap rules, "
+                              "0 to 1; the other parts may choose more of them.", minimum=0.0, maximum=1.0)
     coverage_space: str = knob("feature", "What coverage calls far: 'patch' is the distance in the picture, 'feature' "
                                "that of the hidden states.", choices=("patch", "feature"))
     area_attention: bool = knob(True, "Whether a kept token gets the attention of all tokens that it stands for, in "

@@ -16,17 +16,17 @@ from sqap_vla_ros.compiled import load_library
 from sqap_vla_ros.errors import InferenceError
 
 LANES = 16
+
+
 class Rounding(NamedTuple):
-    """How rows are rounded; see :func:`round_tokens`."""
+    """How rows are rounded, as :func:`round_tokens` is told it.
+
+    :param largest: code
+    :param clip_ratio: share of a row's largest magnitude that it stands for
+    """
 
     largest: int
     clip_ratio: float
-    smallest: float
-
-    @property
-    def step(self) -> float:
-        """Of which share of a row's largest magnitude its scale is."""
-        return self.clip_ratio / self.largest
 
 
 _LIBRARY = load_library()
@@ -135,12 +135,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None = 
     :param k: (B, H / G, S, D); G heads of q share one
     :param v: as k
     :param last: (B, Q) int64, the last key that each query sees, rising
-    :param bias: (B, S) float32 added to the logits of each key
+    :param bias: (B, S) added to the logits of each key
     :return: (B, Q, H D)
     """
     batch, heads, queries, size = q.shape
     out, scratch = _empty(batch, queries, heads * size), _empty((size + k.shape[2]) * LANES)
-    last, bias = _dense(last), None if bias is None else _dense(bias)
+    last, bias = _dense(last), None if bias is None else _dense(bias.float())
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend(one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2],
                         one_v.data_ptr(), *one_v.stride()[:2], last[one].data_ptr(),
@@ -225,7 +225,7 @@ def multiply_scaled(codes: Tensor, token_scale: Tensor, weight: Tensor, weight_s
 
 
 def attend_and_project(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None, weight: Tensor,
-                       weight_scale: Tensor, onto: Tensor, rounding: Rounding) -> Tensor:
+                       weight_scale: Tensor, onto: Tensor, rounding: Rounding, smallest_scale: float) -> Tensor:
     """:func:`attend` and a rounded linear behind it, on top of the residual stream, where ``HAS_INTEGER_PRODUCT``.
 
     :param q: q, k, v, last and bias as in :func:`attend`
@@ -233,25 +233,26 @@ def attend_and_project(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tens
     :param weight_scale: (N,)
     :param onto: (B, Q, N)
     :param rounding: of the input of the linear
+    :param smallest_scale: of that input
     :return: (B, Q, N)
     """
     _, heads, queries, size = q.shape
     onto, out = _dense(onto), _empty(*onto.shape)
     scratch = _bytes(_LIBRARY.attention_scratch(heads * size, onto.shape[2], size, k.shape[2]))
-    last, bias = _dense(last), None if bias is None else _dense(bias)
+    last, bias = _dense(last), None if bias is None else _dense(bias.float())
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend_and_project(
             one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2], one_v.data_ptr(),
             *one_v.stride()[:2], last[one].data_ptr(), None if bias is None else bias[one].data_ptr(),
             weight.data_ptr(), weight_scale.data_ptr(), onto[one].data_ptr(), out[one].data_ptr(), scratch.data_ptr(),
-            heads, heads // k.shape[1], queries, size, onto.shape[2], size**-0.5, rounding.largest, rounding.step,
-            rounding.smallest)
+            heads, heads // k.shape[1], queries, size, onto.shape[2], size**-0.5, rounding.largest,
+            rounding.clip_ratio / rounding.largest, smallest_scale)
     return out
 
 
 def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_rounding: Rounding, narrow: Tensor,
-                 narrow_scale: Tensor, narrow_rounding: Rounding,
-                 rotation: tuple[Tensor, Tensor, int] | None) -> Tensor:
+                 narrow_scale: Tensor, narrow_rounding: Rounding, rotation: tuple[Tensor, Tensor, int] | None,
+                 smallest_scale: float) -> Tensor:
     """A norm and a SwiGLU of rounded tokens, on top of the residual stream, where ``HAS_INTEGER_PRODUCT``.
 
     :param x: (..., C), the stream
@@ -263,6 +264,7 @@ def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_r
     :param narrow_scale: (C,)
     :param narrow_rounding: of the input of down
     :param rotation: signs, base and right of :func:`rotate`, for the input of down; None leaves it as it is
+    :param smallest_scale: of both inputs
     :return: (..., C)
     """
     x, columns, width = _dense(x), x.shape[-1], wide.shape[0] * LANES // 2
@@ -273,8 +275,8 @@ def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_r
         x.data_ptr(), wide.data_ptr(), wide_scale.data_ptr(), None if signs is None else signs.data_ptr(),
         None if base is None else base.data_ptr(), narrow.data_ptr(), narrow_scale.data_ptr(), out.data_ptr(),
         scratch.data_ptr(), x.numel() // columns, columns, width, n, 1 if base is None else base.shape[0], right, eps,
-        wide_rounding.largest, wide_rounding.step, narrow_rounding.largest, narrow_rounding.step,
-        narrow_rounding.smallest)
+        wide_rounding.largest, wide_rounding.clip_ratio / wide_rounding.largest, narrow_rounding.largest,
+        narrow_rounding.clip_ratio / narrow_rounding.largest, smallest_scale)
     return out
 
 

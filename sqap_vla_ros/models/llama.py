@@ -102,7 +102,11 @@ class LlamaMLP(nn.Module):
         return self.down_proj(self.down_online(gated))
 
     def add_behind(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """(B, S, C) residual stream to the same with what this makes of its norm on top."""
+        """x + self(norm(x)).
+
+        :param norm: in front of this MLP
+        :param x: (B, S, C) residual stream
+        """
         whole = feed_forward(norm, self._siblings, self.gate_proj, self.up_proj, self.down_online, self.down_proj, x)
         return x + self(norm(x)) if whole is None else whole
 

@@ -1,4 +1,7 @@
-"""The halves of a Llama layer whose linears are rounded, each in one call where that is possible."""
+"""The halves of a Llama layer whose linears are rounded, each in one call where that is possible.
+
+Such a call goes past the modules that it stands for, and so past hooks on them.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None, o
     :param out: linear
     :param onto: (B, Q, C) residual stream
     """
-    if not (_is_laid_out(out) and fused_rows.is_fused_for(onto) and out.out_features == onto.shape[-1]):
+    if not (_is_laid_out(out, q.shape[1] * q.shape[3], onto.shape[-1]) and fused_rows.is_fused_for(onto)):
         return None
-    return fused_rows.attend_and_project(q, k, v, last, bias, out.prepared, out.weight_scale, onto, _rounding(out))
+    return fused_rows.attend_and_project(q, k, v, last, bias, out.prepared, out.weight_scale, onto, _rounding(out),
+                                         SMALLEST_SCALE)
 
 
 def feed_forward(norm: nn.Module, siblings: Siblings, gate: nn.Module, up: nn.Module, online: nn.Module,
@@ -34,24 +38,28 @@ def feed_forward(norm: nn.Module, siblings: Siblings, gate: nn.Module, up: nn.Mo
     :param online: a rotation or nothing
     :param x: (..., C) residual stream
     """
-    if not (isinstance(norm, QuantRMSNorm) and _is_laid_out(down) and fused_rows.is_fused_for(x)):
+    width = x.shape[-1]
+    if not (isinstance(norm, QuantRMSNorm) and fused_rows.is_fused_for(x) and _is_laid_out(gate, width)
+            and _is_laid_out(up, width, gate.out_features) and _is_laid_out(down, gate.out_features, width)):
         return None
     rotation = online.fused_form if isinstance(online, HadamardRotation) else None
+    if rotation is None and not isinstance(online, nn.Identity):
+        return None
     joined = siblings.join((gate, up))
-    if (rotation is None and not isinstance(online, nn.Identity)) or joined is None or joined[0].dim() < 4:
+    if joined is None or (rotation is not None and gate.out_features % rotation[0].numel()):
         return None
-    if down.out_features != x.shape[-1] or not fused_rows.is_fused_for(joined[1]):
-        return None
-    wide = Rounding(largest_code(norm.bits), norm.clip_ratio, SMALLEST_SCALE)
+    wide = Rounding(largest_code(norm.bits), norm.clip_ratio)
     return fused_rows.feed_forward(x, norm.eps, *joined, wide, down.prepared, down.weight_scale, _rounding(down),
-                                   rotation)
+                                   rotation, SMALLEST_SCALE)
 
 
-def _is_laid_out(linear: nn.Module) -> TypeGuard[QuantLinear]:
-    return (isinstance(linear, QuantLinear) and linear.prepared.dim() == 4 and linear.bias is None
-            and linear.group_size is None and linear.act_bits != FLOAT_BITS
-            and fused_rows.is_fused_for(linear.weight_scale))
+def _is_laid_out(linear: nn.Module, inputs: int, outputs: int | None = None) -> TypeGuard[QuantLinear]:
+    # Whether C can multiply it, and it has so many inputs and outputs.
+    return (isinstance(linear, QuantLinear) and fused_rows.HAS_INTEGER_PRODUCT and linear.prepared.dim() == 4
+            and linear.bias is None and linear.group_size is None and linear.act_bits != FLOAT_BITS
+            and fused_rows.is_fused_for(linear.weight_scale)
+            and linear.in_features == inputs and outputs in (None, linear.out_features))
 
 
 def _rounding(linear: QuantLinear) -> Rounding:
-    return Rounding(largest_code(linear.act_bits), linear.act_clip_ratio, SMALLEST_SCALE)
+    return Rounding(largest_code(linear.act_bits), linear.act_clip_ratio)

@@ -65,7 +65,7 @@ class IntegerProduct:
 
     @property
     def _is_laid_out(self) -> bool:
-        return self.weight.dim() > 2 and self._is_fused
+        return self.weight.dim() > 2 and fused_rows.HAS_INTEGER_PRODUCT and self._is_fused
 
     @property
     def _codes(self) -> Tensor:

@@ -230,3 +230,10 @@ def test_every_token_is_counted_for_the_kept_one_nearest_to_it() -> None:
 def test_kept_tokens_stand_for_themselves_alone_where_nothing_else_is_said(knobs: PruneKnobs) -> None:
     pruner = Pruner(knobs, [(16, 16)])
     assert pruner.log_areas(pruner.select(torch.rand(1, 256), torch.randn(1, 256, 8), [None])) is None
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.25, 16), (1.0, 58)])
+def test_so_many_tokens_are_chosen_for_showing_the_robot(ratio: float, count: int) -> None:
+    pruner = Pruner(PruneKnobs(pruned_ratio=0.75, robot_ratio=ratio), ONE)
+    (selection,) = pruner.select(torch.rand(1, 256), torch.randn(1, 256, 8), [torch.ones(256, dtype=torch.bool)])
+    assert int((selection.rules == int(TokenRule.ROBOT)).sum()) == count
