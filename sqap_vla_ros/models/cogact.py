@@ -104,8 +104,7 @@ class CogAct(PrismaticVlm):
         if not (math.isfinite(settings.guidance) and settings.guidance >= 1.0):
             raise ConfigError(f"the guidance is {settings.guidance}; 1 is none, and more goes beyond what is seen, "
                               "usually 1.5")
-        dit, statistics = self.config.dit, self.config.statistics
-        schedule = make_schedule(settings.sampler_steps)
+        dit, statistics, schedule = self.config.dit, self.config.statistics, make_schedule(settings.sampler_steps)
         bounds = statistics.bounds(settings.dataset or None, "action", "q99")
         if len(bounds.low) != dit.action_size:
             raise CheckpointError(f"'{statistics.source}' tells of actions of {len(bounds.low)} numbers, and the "
@@ -154,17 +153,17 @@ def open_cogact(folder: Path, values: dict[str, Any], settings: ModelSettings) -
         raise CheckpointError(f"'{place}' has use_ema true, and averaged weights ({AVERAGED}*) are not read here; set "
                               "it to false to run the weights themselves")
     checkpoint = open_prismatic(folder)
-    tensors, head = checkpoint.tensors, _outline_head(checkpoint)
+    tensors, outline = checkpoint.tensors, _outline_head(checkpoint)
     stored = {name: kept for name, kept in checkpoint.stored.items() if not name.startswith("lm_head.")}
-    stored |= {HEAD + name: (name_dtype(kept.dtype), tuple(kept.shape)) for name, kept in head.state_dict().items()}
-    dit, statistics, tokenizer = head.net.config, read_statistics(folder), find_tokenizer(folder)
+    stored |= {HEAD + name: (name_dtype(kept.dtype), tuple(kept.shape)) for name, kept in outline.state_dict().items()}
+    dit, statistics, tokenizer = outline.net.config, read_statistics(folder), find_tokenizer(folder)
 
     def load_(model: nn.Module, dtype: torch.dtype, wanted: Wanted) -> None:
         assert isinstance(model, CogAct)
         if wanted(f"{HEAD}nothing"):
             read = {name: tensor.float() for name, tensor in tensors.read_part(HEAD).items()}
-            filled = read_action_model(read, num_heads=dit.num_heads)
-            model.action_model.load_state_dict(filled.state_dict(), assign=True)
+            head = read_action_model(read, num_heads=dit.num_heads)
+            model.action_model.load_state_dict(head.state_dict(), assign=True)
         load_prismatic_(model, tensors, checkpoint.keys, dtype=dtype, wanted=wanted, elsewhere=(HEAD, AVERAGED))
 
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))
@@ -192,11 +191,10 @@ def _outline_head(checkpoint: PrismaticCheckpoint) -> ActionModel:
         shape = found.depth, found.hidden_size
         known = (name for name, size in SIZES.items() if (size.depth, size.hidden_size) == shape)
         stated["action_model_type"] = next(known, f"{shape[0]} blocks, {shape[1]} wide")
-    for key, value in stated.items():
-        if values.get(key, value) != value:
-            raise CheckpointError(f"'{checkpoint.folder / CONFIG_FILE}' has {key} {values[key]}, but by the tensors in "
-                                  f"{place} it is {value}")
+    for key in (key for key, value in stated.items() if values.get(key, value) != value):
+        raise CheckpointError(f"'{checkpoint.folder / CONFIG_FILE}' has {key} {values[key]}, but by the tensors in "
+                              f"{place} it is {stated[key]}")
     return head
 
 
-FAMILY = Family(CogActConfig.from_json, CogAct, (TOKENIZER_FILE,), _recognize, open_cogact)
+FAMILY = Family(CogActConfig.from_json, CogAct, (TOKENIZER_FILE,), _recognize, open_cogact, (HEAD,))

@@ -55,6 +55,7 @@ class Family:
         asked only where config.json names no family, and must not read tensors
     :param open: finds out what such a folder holds; raises CheckpointError for the folder and ConfigError for settings
         that do not fit it. None for a family that was never published in a layout of its own
+    :param float32_parts: beginnings of the names of tensors that are float32 whatever the others compute in
     """
 
     read_config: Callable[[dict[str, Any]], Any]
@@ -62,6 +63,7 @@ class Family:
     companions: tuple[str, ...] = ()
     recognize: Callable[[Path, dict[str, Any]], bool] = lambda folder, values: False
     open: Callable[[Path, dict[str, Any], ModelSettings], Opened] | None = None
+    float32_parts: tuple[str, ...] = ()
 
 
 def without_draws() -> AbstractContextManager[Any]:

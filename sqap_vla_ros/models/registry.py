@@ -165,22 +165,23 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
     model: Any = _build(found)
     model.choose(settings)
     if (artifact := found.artifact) is not None:
-        report = restore_artifact_(model, artifact, engine=engine, dtype=dtype)
+        report = restore_artifact_(model, artifact, engine=engine, dtype=dtype,
+                                   float32_parts=FAMILIES[found.name].float32_parts)
         return Checkpoint(model.eval(), artifact, report)
     found.load_(model, dtype, lambda name: True)
     return Checkpoint(model.eval(), None, None)
 
 
-def open_float(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS) -> FloatSource:
+def open_float(folder: str | Path) -> FloatSource:
     """A float checkpoint whose weights are read when they are asked for, in float32.
 
+    Nothing is chosen about the model, so that all can be chosen of what is made of it.
+
     :param folder: as for :func:`load_checkpoint`, and not compressed
-    :param settings: as for :func:`load_checkpoint`
     :raises CheckpointError: as :func:`load_checkpoint` does
     """
-    found = _find(folder, settings)
+    found = _find(folder, DEFAULT_SETTINGS)
     model: Any = _build(found)
-    model.choose(settings)
     return FloatSource(model.eval(), lambda wanted: found.load_(model, torch.float32, wanted))
 
 

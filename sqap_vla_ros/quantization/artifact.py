@@ -182,13 +182,14 @@ def verify_artifact(model: Quantizable, artifact: Artifact, listener: Listener) 
 
 
 def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "cpu",
-                      dtype: torch.dtype = torch.float32) -> QuantizationReport:
+                      dtype: torch.dtype = torch.float32, float32_parts: tuple[str, ...] = ()) -> QuantizationReport:
     """Make a model of its configuration the one that was saved.
 
     :param model: without weights, on the meta device
     :param artifact: what config.json tells
     :param engine: what multiplies the integers, by name
     :param dtype: what float parts compute in
+    :param float32_parts: beginnings of the names of tensors that are float32 whatever the others are
     :return: what ``quantize_`` returned when it was made
     :raises ConfigError: for an unknown engine
     :raises CheckpointError: naming file and tensor, or what does not fit the model
@@ -200,7 +201,8 @@ def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "
         expected = list_tensors(model, structure)
         _check_listed(path, artifact.tensors, expected)
         tensors = dict(read_tensors(path, artifact.tensors))
-        floats = {name: tensors.pop(name).to(dtype) for name, (exact, _) in expected.items() if exact is None}
+        floats = {name: tensors.pop(name).to(torch.float32 if name.startswith(float32_parts) else dtype)
+                  for name, (exact, _) in expected.items() if exact is None}
         restore_online_(model, structure)
         for name in structure.online:
             cast(nn.Module, model).get_submodule(name).to(dtype)
