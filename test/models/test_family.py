@@ -55,8 +55,9 @@ def open_wordy(folder: Path, values, settings):
     config = WordyConfig(DemoConfig.from_json(values["inner"]))
     tensors = open_safetensors(folder)
 
-    def load_(model, dtype):
-        model.load_state_dict({name: tensors.read(f"x.{name}").to(dtype) for name in model.state_dict()}, assign=True)
+    def load_(model, dtype, wanted):
+        model.load_state_dict({name: tensors.read(f"x.{name}").to(dtype) for name in model.state_dict()
+                               if wanted(name)}, strict=False, assign=True)
 
     stored = {name.removeprefix("x."): tensors.stored(name) for name in tensors.names}
     words = folder / "words" / WORDS_FILE

@@ -38,7 +38,9 @@ def test_what_comes_out_says_where_it_comes_from(source, pictures, tmp_path):
                                listener=lambda *step: told.append(step))
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.report == done.report and done.seconds > 0.0
-    assert told == [("linears rounded", count, 21) for count in range(1, 22)] + [("hash files, MB", 1, 1)] * 2
+    count = len(load_file(tmp_path / "out" / "model.safetensors"))
+    assert told == [*[("hash files, MB", 1, 1)] * 2, *(("linears rounded", done, 21) for done in range(1, 22)),
+                    *(("tensors read back", done, count) for done in range(1, count + 1))]
     artifact = loaded.artifact
     assert (artifact.recipe_name, artifact.recipe.seed, artifact.recipe.rounding) == ("w4a4", 3, "gptq")
     assert artifact.origin.checkpoint == str(source) and artifact.origin.sha256 == hash_checkpoint(source)
@@ -88,7 +90,7 @@ def test_engine_does_not_change_what_is_written(source, pictures, tmp_path):
 
 def test_refusals_come_before_the_work(source, pictures, tmp_path, monkeypatch):
     compress_checkpoint(source, tmp_path / "done", "w4a4-rtn")
-    monkeypatch.setattr(compression, "load_checkpoint", None)
+    monkeypatch.setattr(compression, "open_float", None)
     for error, words, arguments, more in (
             (ConfigError, "unknown recipe 'w3a3'; known are w4a4", (source, tmp_path / "out", "w3a3"), {}),
             (CheckpointError, "done' exists already", (source, tmp_path / "done", "w4a4-rtn"), {}),
