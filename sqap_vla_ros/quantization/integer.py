@@ -19,6 +19,7 @@ Rows = Tensor | int
 FLOAT_BITS = 16
 # The search for the scales of weights: its lowest share of a row's largest magnitude, and how many shares are tried.
 SMALLEST_CLIP_RATIO, CLIP_STEPS = 0.5, 26
+_SEARCHED_WEIGHTS = 2**18
 # Scales stop here, so that their inverse is finite and a row of zeros stays one.
 SMALLEST_SCALE = 1e-30
 
@@ -136,20 +137,25 @@ def search_scale(weight: Tensor, bits: int, *, group_size: int | None = None, sm
     :return: (N, G) float32, G = K / group_size
     """
     size = group_size or weight.shape[1]
-    # Every group is a row of its own from here on.
-    wide = weight.detach().float().reshape(-1, size)
+    # Every group is a row of its own from here on; so few at a time that all passes find them near the processor.
+    rows = weight.detach().float().reshape(-1, size).split(max(1, _SEARCHED_WEIGHTS // size))
+    clip_ratios = torch.linspace(1.0, smallest_clip_ratio, steps).tolist()
+    return torch.cat([_search_rows(some, bits, clip_ratios) for some in rows]).view(weight.shape[0], -1)
+
+
+def _search_rows(wide: Tensor, bits: int, clip_ratios: list[float]) -> Tensor:
     largest = largest_code(bits)
     peak = wide.abs().amax(1, keepdim=True).clamp_min(SMALLEST_SCALE)
     best_error = torch.full_like(peak, float("inf"))
     best_scale = peak / largest
-    for clip_ratio in torch.linspace(1.0, smallest_clip_ratio, steps).tolist():
+    for clip_ratio in clip_ratios:
         scale = peak * (clip_ratio / largest)
         rounded = (wide / scale).round_().clamp_(-largest, largest).mul_(scale)
         error = rounded.sub_(wide).square_().sum(1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    return best_scale.view(weight.shape[0], -1)
+    return best_scale
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
