@@ -63,9 +63,9 @@ class ModelKnobs:
                                                         "cogact-deploy"))
     robot: str = knob("", "Robot that an OpenVLA-OFT checkpoint is for; empty finds out by its sizes.",
                       choices=("", "libero", "aloha", "bridge"))
-    sampler_steps: int = knob(10, "Steps in which a head that denoises makes its actions; 0 is DDPM with every step of "
-                              "the training.", minimum=0, maximum=100)
-    guidance: float = knob(1.5, "How much a head that denoises heeds what the model sees; 1 is plain.", minimum=1.0,
+    sampler_steps: int = knob(10, "Steps in which CogACT denoises its actions; 0 is DDPM with every step of the "
+                              "training. OpenVLA-OFT takes its 50.", minimum=0, maximum=100)
+    guidance: float = knob(1.5, "How much CogACT's actions heed what the model sees; 1 is plain.", minimum=1.0,
                            maximum=10.0)
 
 

@@ -54,8 +54,8 @@ class ModelSettings:
     :param pictures: what is done to a camera's picture first, a name in
         :data:`~sqap_vla_ros.models.pictures.PRESETS`
     :param robot: which robot OpenVLA-OFT is for; empty finds out
-    :param sampler_steps: of a head that denoises
-    :param guidance: how much such a head heeds what it sees; 1 is plain
+    :param sampler_steps: of CogACT's head; that of OpenVLA-OFT takes the 50 it was trained with
+    :param guidance: how much CogACT's heeds what it sees; 1 is plain
     """
 
     dataset: str = ""

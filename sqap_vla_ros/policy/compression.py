@@ -22,7 +22,7 @@ from sqap_vla_ros.models.registry import (
     open_float,
     verify_checkpoint,
 )
-from sqap_vla_ros.models.vla import VlaModel
+from sqap_vla_ros.models.vla import ModelSettings, VlaModel
 from sqap_vla_ros.policy.observations import (
     INDEX,
     StoredObservation,
@@ -118,6 +118,8 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
     opened = open_float(checkpoint)
     model: Any = opened.model
+    if stored:
+        model.choose(ModelSettings())  # what is observed may have units, such as the robot's state
     origin = Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint, listener=listener), len(stored),
                     hash_observations(stored) if stored else None)
     stored_dtype = _choose_dtype(source) if dtype is None else DTYPES[dtype]
