@@ -350,14 +350,17 @@ def test_denoising_asks_the_decoder_at_every_step_as_written_out(publish):
 def test_vision_runs_once_and_tokens_are_chosen_once(publish, monkeypatch):
     kind = Kind("diffusion", True, True)
     policy = build_policy(knobs(publish(kind), prune__rule="fastv", prune__pruned_ratio=0.5, prune__layer=0))
-    calls = {"decoder": [], "projector": [], "select": []}
+    calls = {"decoder": [], "projector": [], "select": [], "last layer": []}
+    policy.model.decoder.layers[1].register_forward_pre_hook(
+        lambda module, args: calls["last layer"].append(args[0].shape[1]))
     for name in ("decoder", "projector"):
         getattr(policy.model, name).register_forward_hook(lambda *args, name=name: calls[name].append(args[-1].shape))
     select = policy.pruner.select
     monkeypatch.setattr(policy.pruner, "select", lambda *args: calls["select"].append(1) or select(*args))
     inference = policy.infer(observe(kind))
     assert [len(calls[name]) for name in ("projector", "decoder", "select")] == [2, 50, 1]
-    assert set(calls["decoder"]) == {(1, 58, WIDTH)}
+    length = 1 + 32 + 2 + len(policy.model.tokenize(TEXT)) - 1 + 56 + 1
+    assert set(calls["decoder"]) == {(1, 58, WIDTH)} and calls["last layer"] == [length - 16] * 50
     assert list(inference.times.milliseconds) == ["preprocess", "vision", "llm", "decode", "head"]
 
 
