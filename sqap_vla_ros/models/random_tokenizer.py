@@ -18,9 +18,9 @@ _FIRST_FREE = 3 + 256
 _PIECES = {"▁In": 512, ":": 29901, "▁What": 1724, "▁action": 3158, "▁should": 881, "▁the": 278, "▁robot": 19964,
            "▁take": 2125, "▁to": 304, "?": 29973, "Out": 3744, "▁put": 1925, "▁sp": 805, "oon": 6150, "▁on": 373,
            "wel": 20466, "▁": EMPTY_ID}
-_WORDS = ("pick", "up", "place", "move", "push", "pull", "open", "close", "turn", "lift", "grasp", "reach", "stack", "red",
-          "green", "blue", "yellow", "block", "cube", "cup", "bowl", "plate", "pot", "carrot", "towel", "drawer", "door",
-          "left", "right", "top", "bottom", "of", "in", "into", "from", "and", "a", "it", "table")
+_WORDS = ("pick", "up", "place", "move", "push", "pull", "open", "close", "turn", "lift", "grasp", "reach", "stack",
+          "red", "green", "blue", "yellow", "block", "cube", "cup", "bowl", "plate", "pot", "carrot", "towel", "drawer",
+          "door", "left", "right", "top", "bottom", "of", "in", "into", "from", "and", "a", "it", "table")
 
 
 def write_tokenizer(folder: Path) -> None:
