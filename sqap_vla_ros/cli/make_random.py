@@ -12,8 +12,8 @@ from sqap_vla_ros.cli.arguments import read_number
 # As models.random_checkpoint has them; a test compares.
 FAMILIES = ("openvla", "openvla-oft", "cogact-small", "cogact-base", "cogact-large")
 SIZES = ("7b", "tiny")
-_EPILOG = """What loading, compressing and running cost depends on sizes, not on what the weights are. So this shows what
-a published checkpoint will need on your machine, without a download. The actions mean nothing.
+_EPILOG = """What loading, compressing and running cost depends on sizes, not on what the weights are. So this shows
+what a published checkpoint will need on your machine, without a download. The actions mean nothing.
 
   openvla       a folder as transformers saves it: shards, index, config.json, 15.1 GB
   openvla-oft   the same with an action head and a proprio projector for LIBERO, 15.4 GB
