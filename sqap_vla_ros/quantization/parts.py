@@ -67,12 +67,13 @@ def forget_(model: Named, part: Part) -> None:
     :param model: whole
     :param part: of it, whatever its modules have become
     """
-    for name, module in model.named_modules():
-        if part.holds(f"{name}."):
-            module._apply(lambda tensor: torch.empty_like(tensor, device="meta"), recurse=False)
-            for value in vars(module).values():
-                if isinstance(value, Siblings):
-                    value.forget()
+    now = {module for name, module in model.named_modules() if part.holds(f"{name}.")}
+    # With what they were before, to which lists of the model's linears still hold.
+    for module in now | part.modules:
+        module._apply(lambda tensor: torch.empty_like(tensor, device="meta"), recurse=False)
+        for value in vars(module).values():
+            if isinstance(value, Siblings):
+                value.forget()
 
 
 def split_parts(model: Named, blocks: Sequence[nn.Module]) -> list[Part]:

@@ -47,6 +47,7 @@ class Pages:
     def put_away_(self, part: Part) -> None:
         self.writer.add(part.holds)
         forget_(self.source.model, part)
+        assert all(tensor.is_meta for module in part.modules for tensor in module.parameters(recurse=False))
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "groups"])
