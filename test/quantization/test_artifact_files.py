@@ -42,7 +42,7 @@ def test_an_artifact_of_before_has_none(save):
     folder = save(files=None)
     values = json.loads((folder / "config.json").read_text())
     del values["sqap"]["files"]
-    values["sqap"]["sha256"] = artifacts._digest(values)
+    values["sqap"]["sha256"] = artifacts.digest_config(values)
     (folder / "config.json").write_text(json.dumps(values))
     assert read(folder).files == {}
     check_place(folder, replace=True)
@@ -62,7 +62,7 @@ def test_a_file_outside_the_folder_is_never_read(save):
     folder = save()
     values = json.loads((folder / "config.json").read_text())
     values["sqap"]["files"] = {"../words": values["sqap"]["files"]["words.json"]}
-    values["sqap"]["sha256"] = artifacts._digest(values)
+    values["sqap"]["sha256"] = artifacts.digest_config(values)
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"words' is not the file that"):
         read(folder)
