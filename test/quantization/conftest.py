@@ -21,6 +21,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def many_threads(monkeypatch) -> None:
+    """All floats are torch's, and so the same to the bit; on one thread C sums some of them in another order."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
 class Tiny:
     """A demo policy with uneven gains and outlier channels, and one fixed observation."""
 

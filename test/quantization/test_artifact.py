@@ -75,7 +75,7 @@ def test_loaded_model_is_the_saved_one_to_the_bit(build_tiny, tmp_path, name: st
 
 
 @pytest.mark.parametrize("recipe", [W4A4(), MixedWidths(act_bits=4, measured_pairs=0)])
-def test_engine_is_chosen_at_load_and_agrees(tiny, tmp_path, recipe: Recipe) -> None:
+def test_engine_is_chosen_at_load_and_agrees(tiny, tmp_path, many_threads, recipe: Recipe) -> None:
     write(tiny.model, tmp_path / "out", recipe,
           quantize_(tiny.model, recipe, calibration=tiny.calibration(tiny.model, 1)))
     model = load_model(tmp_path / "out", engine="reference")

@@ -72,7 +72,7 @@ def test_report_tells_what_every_linear_became(build_tiny) -> None:
 @pytest.mark.parametrize("recipe", [
     W4A4(), W8A8(qk_bits=8), W4A4(group_size=64), W4A8(group_size=128, weight_bits_by_pattern=(("*.o_proj", 8),)),
     WeightOnly4(group_size=64), W4A4(rounding="gptq"), W8A8(rotation=None, smoothing=0.5), MixedWidths(act_bits=4)])
-def test_engines_give_the_same_output_to_the_bit(build_tiny, recipe: Recipe) -> None:
+def test_engines_give_the_same_output_to_the_bit(build_tiny, many_threads, recipe: Recipe) -> None:
     tiny = build_tiny(hidden=128, intermediate=384)
     outputs = []
     for engine in ("cpu", "reference"):
