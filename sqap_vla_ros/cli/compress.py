@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqap_vla_ros.cli.arguments import read_number
+from sqap_vla_ros.cli.arguments import add_knob_flags, read_number
 from sqap_vla_ros.config import Config, iterate_knobs
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ _EPILOG = """recipes:
 observations (w4a4, w4a8, qvla-..., smoothquant-... must see some):
   A folder with PNG pictures of the robot's camera and a file observations.jsonl, a line for each:
     {"image": "0000.png", "instruction": "pick up the red block"}
-  A few dozen from many scenes and stages of a task are enough; 'demo' brings its own.
+  A few dozen from many scenes and stages of a task are enough; 'demo' brings its own. A model of several cameras has
+  "images": ["a.png", "b.png"] in a line, one that reads the robot's state "state": [...]. --pictures, --dataset and
+  --robot say how the model is to read them, as they do when it runs.
+
+Most recipes have one block of the model in memory at a time. smoothquant-... and qvla-... look at all of it at once, in
+float32: 30 GB for 7 billion weights.
 
 examples:
   sqap compress demo out/demo-w4a4 --recipe w4a4
@@ -40,8 +45,8 @@ examples:
   sqap evaluate --checkpoint out/demo-w4a4 --methods stored,stored+sqap@0.4    what it can do
 A policy node runs it with model.checkpoint:=OUT and model.recipe:=stored; the float checkpoint is not needed any more.
 
-OUT holds config.json and model.safetensors in compressed-tensors' layout. It appears whole or not at all, also when
-this is killed. Exit codes: 0 done, 1 failed, 2 wrong use, 130 ended by Ctrl-C.
+OUT holds config.json, model.safetensors in compressed-tensors' layout, and a tokenizer where there is one. It appears
+whole or not at all, also when this is killed. Exit codes: 0 done, 1 failed, 2 wrong use, 130 ended by Ctrl-C.
 """
 
 
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"how: {', '.join(_RECIPES)}")
     parser.add_argument("--calibration", type=Path, metavar="DIR",
                         help="observations, for recipes that must see some (default: those that come with 'demo')")
+    add_knob_flags(parser, dataset="model.dataset", pictures="model.pictures", robot="model.robot")
     parser.add_argument("--engine", choices=_CHOICES["model.engine"], default=Config().model.engine,
                         help="what multiplies integers meanwhile; the result is the same (default: "
                              f"{Config().model.engine})")
@@ -77,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.checkpoint_table import build_parts_table, describe_facts, list_parts
     from sqap_vla_ros.cli.main import end_politely
     from sqap_vla_ros.cli.progress import StepProgress
+    from sqap_vla_ros.models.vla import ModelSettings
     from sqap_vla_ros.policy.compression import compress_checkpoint
 
     end_politely()
@@ -86,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     with StepProgress(console) as steps:
         done = compress_checkpoint(
             args.checkpoint, args.out, args.recipe, observations=args.calibration, engine=args.engine, seed=args.seed,
-            dtype=None if args.dtype == "source" else args.dtype, replace_old=args.replace, listener=steps.on_step)
+            dtype=None if args.dtype == "source" else args.dtype, replace_old=args.replace, listener=steps.on_step,
+            settings=ModelSettings(*(getattr(args, f"model.{name}") for name in ("dataset", "pictures", "robot"))))
     parts = list_parts(done.facts)
     console.print(build_parts_table(done.facts, parts))
     console.print(_build_summary(done, args.recipe))

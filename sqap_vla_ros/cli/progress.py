@@ -79,7 +79,7 @@ class DemoProgress(_Display):
 
 
 class StepProgress(_Display):
-    """A bar for each stage of a longer work; where there is no terminal, a line for its first and its last step.
+    """A bar for each stage of a longer work; where there is no terminal, a line when it begins, now and then, and last.
 
     :param console: where to
     """
@@ -89,13 +89,16 @@ class StepProgress(_Display):
                                            MofNCompleteColumn(), TimeElapsedColumn(), console=console,
                                            disable=not console.is_terminal))
         self._bars: dict[str, TaskID] = {}
+        self._told_s = 0.0
 
     def on_step(self, stage: str, done: int, total: int) -> None:
         """Move the stage's bar."""
-        if stage not in self._bars:
+        is_new, now_s = stage not in self._bars, time.monotonic()
+        if is_new:
             self._bars[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._bars[stage], completed=done)
-        if done in (1, total) and not self._console.is_terminal:
+        self._progress.update(self._bars[stage], completed=done, total=total)
+        if (is_new or done == total or now_s - self._told_s >= _LINE_EVERY_S) and not self._console.is_terminal:
+            self._told_s = now_s
             self.tell(f"  {done}/{total} {stage}")
 
 

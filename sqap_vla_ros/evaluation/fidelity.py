@@ -148,8 +148,10 @@ def _look(policy: Policy, observations: Sequence[Observation], layer: int) -> li
 
 def _normalize(steps: np.ndarray, spec: ActionSpec) -> np.ndarray:
     # (T, D) metres and radians back to what the model gave.
-    low, high = np.array(spec.low), np.array(spec.high)
-    return np.where(np.array(spec.mask), 2.0 * (steps - low) / (high - low) - 1.0, steps)
+    low, span = np.array(spec.low), np.array(spec.high) - np.array(spec.low)
+    # A dimension that never moved in training has no span, and nothing to compare.
+    normal = np.where(span == 0.0, 0.0, 2.0 * (steps - low) / np.where(span == 0.0, 1.0, span) - 1.0)
+    return np.where(np.array(spec.mask), normal, steps)
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -95,9 +97,11 @@ def make_random(family: str, place: str | Path, size: str = "7b", *, seed: int =
         with write_folder(place, replace=False) as draft:
             write_tokenizer(draft)
             FAMILIES[family](draft, SIZES[size], _Filler(seed, listener))
+            for path in draft.rglob("*.safetensors"):
+                path.chmod(0o644)  # as any file; safetensors makes them their owner's alone
             if size != "7b":  # whose sizes are known without
                 _write_json(draft / "architecture.json", _describe_architecture(SIZES[size]))
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no narrower one
         raise CheckpointError(f"cannot write a checkpoint to '{place}': {error}") from error
 
 
@@ -215,6 +219,8 @@ def _write_pickle(path: Path, tree: dict[str, Any], filler: _Filler) -> None:
     # one where they lie. Checksums within the zip are those of the empty room; torch.load compares none.
     with torch.serialization.skip_data():
         torch.save(_map_tree(tree, lambda shape: torch.empty(shape, dtype=torch.bfloat16)), path)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)  # a disk that is full is found out here
     names = list(_leaves(tree, ()))
     filler.total += len(names)
     filled = 0

@@ -39,4 +39,4 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken("<PAD>", special=True)])
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")

@@ -172,15 +172,16 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
     return Checkpoint(model.eval(), None, None)
 
 
-def open_float(folder: str | Path) -> FloatSource:
+def open_float(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS) -> FloatSource:
     """A float checkpoint whose weights are read when they are asked for, in float32.
 
     Nothing is chosen about the model, so that all can be chosen of what is made of it.
 
     :param folder: as for :func:`load_checkpoint`, and not compressed
+    :param settings: what must be known to open it, such as the robot
     :raises CheckpointError: as :func:`load_checkpoint` does
     """
-    found = _find(folder, DEFAULT_SETTINGS)
+    found = _find(folder, settings)
     model: Any = _build(found)
     return FloatSource(model.eval(), lambda wanted: found.load_(model, torch.float32, wanted))
 

@@ -13,6 +13,7 @@ import torch
 from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.models.registry import (
+    DEFAULT_SETTINGS,
     PACKAGED,
     CheckpointFacts,
     FloatSource,
@@ -88,7 +89,7 @@ def find_observations(checkpoint: str | Path, folder: str | Path | None = None) 
 
 def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: str, *,
                         observations: str | Path | None = None, engine: str = "cpu", seed: int | None = None,
-                        dtype: str | None = None, replace_old: bool = False,
+                        dtype: str | None = None, replace_old: bool = False, settings: ModelSettings = DEFAULT_SETTINGS,
                         listener: Listener = lambda stage, done, total: None) -> Compression:
     """Quantize a float checkpoint and write the result, which is read back before it counts as done.
 
@@ -100,6 +101,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     :param seed: of the rotations' signs; None takes the recipe's
     :param dtype: how float parts are stored, a name in ``DTYPES``; None keeps the checkpoint's
     :param replace_old: put it in the place of a compressed checkpoint that is there
+    :param settings: of the model while it is calibrated: the pictures' preset, whose statistics a state is read by
     :param listener: told of each step
     :raises ConfigError: for a recipe, observations or an engine that cannot be used
     :raises CheckpointError: when the checkpoint cannot be read, or the place not be written
@@ -108,7 +110,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     recipe = get_recipe(recipe_name)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     check_place(place, replace=replace_old)
-    source = describe_checkpoint(checkpoint)
+    source = describe_checkpoint(checkpoint, settings=settings if settings.robot else None)
     if source.artifact is not None:
         raise ConfigError(f"'{checkpoint}' is compressed already, with the recipe '{source.artifact.recipe_name}'; "
                           f"compress what it was made from, '{source.artifact.origin.checkpoint}'")
@@ -116,11 +118,12 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
     if recipe.needs_calibration and not stored:
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
-    opened = open_float(checkpoint)
+    opened = open_float(checkpoint, settings=settings)
     model: Any = opened.model
     if stored:
-        model.choose(ModelSettings())  # what is observed may have units, such as the robot's state
-    origin = Origin(_find_version(), str(checkpoint), hash_checkpoint(checkpoint, listener=listener), len(stored),
+        model.choose(settings)  # what is observed may have units, such as the robot's state
+    hashes = hash_checkpoint(checkpoint, settings=settings, listener=listener)
+    origin = Origin(_find_version(), str(checkpoint), hashes, len(stored),
                     hash_observations(stored) if stored else None)
     stored_dtype = _choose_dtype(source) if dtype is None else DTYPES[dtype]
     with write_artifact(model, place, dtype=stored_dtype, replace=replace_old) as writer:
@@ -128,7 +131,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
                            store=_Pages(opened, writer), listener=listener)
         writer.finish(recipe_name, recipe, report, config=model.config.to_json(), origin=origin,
                       pruning=asdict(PruneKnobs()), files=source.companions)
-    verify_checkpoint(place, listener)
+        verify_checkpoint(writer.draft, listener)
     return Compression(describe_checkpoint(place), report, sum(source.file_bytes.values()),
                        time.monotonic() - began)
 

@@ -34,8 +34,8 @@ from sqap_vla_ros.quantization.report import QuantizationReport
 from sqap_vla_ros.quantization.stored_tensors import TensorWriter
 from sqap_vla_ros.quantization.structure import FLOAT_DTYPES, SHAPE_TENSOR, describe_structure
 
-# For the header of the tensor file: of each tensor of the float model, three that it may become, beside their names.
-_ENTRY_BYTES, _ENTRIES = 160, 3
+# For the header of the tensor file: of each tensor of the float model, all that it may become, beside their names.
+_ENTRY_BYTES, _ENTRIES = 160, 8
 
 
 class ArtifactWriter:
@@ -48,7 +48,8 @@ class ArtifactWriter:
     """
 
     def __init__(self, draft: Path, file: BinaryIO, model: Quantizable, dtype: torch.dtype) -> None:
-        self._draft, self._model, self._dtype = draft, model, dtype
+        self.draft, self._model, self._dtype = draft, model, dtype
+        self._file = file
         names = cast(nn.Module, model).state_dict()
         room = sum(_ENTRIES * (len(name) + _ENTRY_BYTES) for name in names)
         self._tensors = TensorWriter(file, room, {"format": "pt"})
@@ -71,7 +72,7 @@ class ArtifactWriter:
 
     def finish(self, recipe_name: str, recipe: Recipe, report: QuantizationReport, *, config: Mapping[str, Any],
                origin: Origin, pruning: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-        """Write all that is not tensors; see :func:`save_artifact`."""
+        """Write all that is not tensors; see :func:`save_artifact`. What is in ``draft`` can be read then."""
         stored = self._tensors.finish()
         structure = describe_structure(self._model, report)
         for name, entry in structure.linears.items():
@@ -93,8 +94,9 @@ class ArtifactWriter:
             allow_nan=False))
         values[SECTION]["sha256"] = digest_config(values)
         for name, path in files.items():
-            shutil.copyfile(path, self._draft / name)
-        (self._draft / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            shutil.copyfile(path, self.draft / name)
+        self._file.flush()
+        (self.draft / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def _write(self, name: str, tensor: Tensor) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -133,7 +133,7 @@ class _Work:
 
     def __init__(self, model: Quantizable, recipe: Recipe, engine: Engine, total: int, listener: Listener) -> None:
         self.model, self.recipe, self.engine = model, recipe, engine
-        self.sites = model.rotation_sites()
+        self.sites = replace(model.rotation_sites(), embeddings=())  # which would keep theirs in memory
         self.reports: dict[str, LinearReport] = {}
         self._total, self._listener = total, listener
         self._quantized: dict[nn.Module, QuantLinear | MixedLinear] = {}

@@ -56,7 +56,7 @@ class TensorWriter:
 
     The header, which tells where each tensor lies, comes first in the file and is written last, into room that is kept
     free for it. Tensors lie as they come, but for those whose bytes are no multiple of 8, which would leave the ones
-    behind them where nobody can read them; they wait until the end.
+    behind them at odd places; they wait until the end.
 
     :param file: empty, open for writing bytes
     :param room: bytes for the header

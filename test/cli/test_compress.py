@@ -70,7 +70,7 @@ def test_info_tells_what_a_compressed_checkpoint_is(untrained, tmp_path, capsys,
     assert line["parts"]["vision"]["width"] == "F32"
     # All that is stored, but for the header and the shapes, which are there for other readers.
     parts = sum(part["bytes"] for part in line["parts"].values())
-    assert 0 < (out / "model.safetensors").stat().st_size - parts < 40_000
+    assert 0 < (out / "model.safetensors").stat().st_size - parts < 100_000
     for words in ("seed 0: stream, heads, down", "prune.rule=sqap", "runs once per image", "made from", str(untrained)):
         assert words in told
     assert cli.main(["info", str(out), "--linears"]) == 0

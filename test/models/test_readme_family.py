@@ -50,4 +50,4 @@ def test_it_is_saved_compressed_pruned_and_asked(names, tmp_path):
     plain = steps["float", 0.0]
     assert plain.shape == (4, 7)
     for other in (steps["float", 0.5], steps["w4a4", 0.0], steps["w4a4", 0.5]):
-        assert 0.0 < np.abs(other - plain).max() < 0.2
+        assert 0.0 < np.abs(other - plain)[:, :6].max() < 0.02

@@ -123,6 +123,11 @@ def test_tensors_of_any_size_lie_where_they_can_be_read(tmp_path) -> None:
         for name, tensor in tensors.items():
             writer.add(name, tensor)
         assert writer.finish().keys() == tensors.keys()
+    whole = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:8 + length])
+    begins = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
+    assert all(begins[name] % tensor.itemsize == 0 for name, tensor in tensors.items())
     found = load_file(tmp_path / "x")
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
                for name, tensor in tensors.items())
