@@ -22,7 +22,7 @@ from sqap_vla_ros.models.diffusion import GRIPPER, ActionModel, Schedule, clip_a
 from sqap_vla_ros.models.dit import SIZES, Dit, DitConfig
 from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, PROMPTS, TOKENIZER_FILE, LlamaTokenizer
-from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
+from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
 from sqap_vla_ros.models.sites import stream_sites
 from sqap_vla_ros.models.vla import ActionSpec, Later, ModelSettings
@@ -168,7 +168,8 @@ def open_cogact(folder: Path, values: dict[str, Any], settings: ModelSettings) -
 
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))
     return Opened(CogActConfig(checkpoint.config, dit, statistics, checkpoint.prompt), load_, stored, tuple(sources),
-                  {TOKENIZER_FILE: tokenizer})
+                  {TOKENIZER_FILE: tokenizer},
+                  lambda model: check_keys(model, tensors, checkpoint.keys, elsewhere=(HEAD, AVERAGED)))
 
 
 def _outline_head(checkpoint: PrismaticCheckpoint) -> ActionModel:

@@ -23,6 +23,11 @@ _Module = TypeVar("_Module", bound=nn.Module)
 Wanted = Callable[[str], bool]
 
 
+def all_names(name: str) -> bool:
+    """Every tensor is wanted."""
+    return True
+
+
 @dataclass(frozen=True)
 class Opened:
     """A checkpoint as it was published; nothing of its weights is read yet.
@@ -34,6 +39,7 @@ class Opened:
     :param tensors: safetensors' type, and shape, of each tensor that is read, by its name in the model
     :param sources: every file that decides what the model does, weights among them; what is hashed
     :param companions: files that go with an artifact, by the names that they have there
+    :param check: compares an empty model with the names and shapes in the files; raises CheckpointError
     """
 
     config: Any
@@ -41,6 +47,7 @@ class Opened:
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     sources: tuple[Path, ...]
     companions: Mapping[str, Path] = field(default_factory=dict)
+    check: Callable[[nn.Module], object] = lambda model: None
 
 
 @dataclass(frozen=True)

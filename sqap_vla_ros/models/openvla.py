@@ -18,7 +18,7 @@ from sqap_vla_ros.models.action_tokens import ActionTokens
 from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics, read_statistics
 from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.llama_tokenizer import PROMPTS, TOKENIZER_FILE, LlamaTokenizer
-from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
+from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
 from sqap_vla_ros.models.vla import ActionSpec, Later, ModelSettings
 
@@ -133,7 +133,8 @@ def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Open
 
     config = OpenVlaConfig(checkpoint.config, checkpoint.prompt, find_tokens(checkpoint), statistics)
     sources = dict.fromkeys((*checkpoint.sources, statistics.source, tokenizer))
-    return Opened(config, load_, checkpoint.stored, tuple(sources), {TOKENIZER_FILE: tokenizer})
+    return Opened(config, load_, checkpoint.stored, tuple(sources), {TOKENIZER_FILE: tokenizer},
+                  lambda model: check_keys(model, checkpoint.tensors, checkpoint.keys))
 
 
 def find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:

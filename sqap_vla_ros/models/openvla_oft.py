@@ -34,7 +34,7 @@ from sqap_vla_ros.models.oft_sequence import (
     empty_places,
 )
 from sqap_vla_ros.models.openvla import find_tokens
-from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
+from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import find_tokenizer, open_prismatic, read_architecture
 from sqap_vla_ros.models.proprio import TokenProjector, normalize_proprio
 from sqap_vla_ros.models.sites import stream_sites
@@ -250,7 +250,8 @@ def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Open
     beside = [*(find_part(folder, part) for part in PARTS), folder / ADAPTER_FOLDER / ADAPTER_CONFIG]
     sources = dict.fromkeys((*checkpoint.sources, *(path for path in beside if path is not None and path.is_file()),
                              statistics.source, tokenizer))
-    return Opened(config, load_, stored, tuple(sources), {TOKENIZER_FILE: tokenizer})
+    return Opened(config, load_, stored, tuple(sources), {TOKENIZER_FILE: tokenizer},
+                  lambda model: check_keys(model, checkpoint.tensors, checkpoint.keys, elsewhere=_OWN))
 
 
 def _read_beside(folder: Path, vlm: PrismaticConfig, *, has_weights: bool) -> dict[str, Tensor]:

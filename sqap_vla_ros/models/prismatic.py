@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sqap_vla_ros.errors import CheckpointError, InputError
-from sqap_vla_ros.models.family import Wanted
+from sqap_vla_ros.models.family import Wanted, all_names
 from sqap_vla_ros.models.key_maps import KeyMap
 from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder
 from sqap_vla_ros.models.oft_sequence import assemble_sequence
@@ -183,7 +183,7 @@ class PrismaticVlm(nn.Module):
 
 
 def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *, dtype: torch.dtype = torch.float32,
-                    wanted: Wanted = lambda name: True, elsewhere: tuple[str, ...] = ()) -> None:
+                    wanted: Wanted = all_names, elsewhere: tuple[str, ...] = ()) -> None:
     """Give a model its weights, reading one tensor at a time; the model may be on the meta device before.
 
     Tensors of a language head that the model does not have are not read.
@@ -197,24 +197,25 @@ def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *, 
         own parts, such as "action_model."; they are left as they are
     :raises CheckpointError: naming file and tensor that is missing, of another shape, damaged or unknown to the model
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-                if wanted(name) and not name.startswith(elsewhere)}
-    check_keys(expected, tensors, keys, wanted, elsewhere)
+    expected = check_keys(model, tensors, keys, wanted=wanted, elsewhere=elsewhere)
     state = {name: tensors.read(keys.stored[name], shape).to(dtype) for name, shape in expected.items()}
     model.load_state_dict(state, strict=False, assign=True)  # strict would ask for a family's own parts too
 
 
-def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys: KeyMap, wanted: Wanted,
-               elsewhere: tuple[str, ...]) -> None:
+def check_keys(model: nn.Module, tensors: TensorFiles, keys: KeyMap, *, wanted: Wanted = all_names,
+               elsewhere: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
     """Compare what a model needs with what a checkpoint has, before anything is read.
 
-    :param expected: shape of each of the model's tensors that are wanted
+    :param model: of the sizes that the checkpoint has, with or without weights
     :param tensors: of the checkpoint
     :param keys: which tensor is where
     :param wanted: whether a tensor of that name in the model is meant
     :param elsewhere: beginnings of the names of tensors that another part of the model reads
+    :return: shape of each of the model's tensors that are wanted
     :raises CheckpointError: naming file and tensor that is missing, of another shape or unknown to the model
     """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+                if wanted(name) and not name.startswith(elsewhere)}
     for name, shape in expected.items():
         if name not in keys.stored:
             raise CheckpointError(f"{tensors.place} has no tensor for '{name}'; the checkpoint is of another model, or "
@@ -230,3 +231,4 @@ def check_keys(expected: dict[str, tuple[int, ...]], tensors: TensorFiles, keys:
     if homeless:
         raise CheckpointError(f"the tensor '{homeless[0]}' in '{tensors.path(homeless[0])}' has no place in a "
                               "Prismatic model with a Llama; the checkpoint is of another model")
+    return expected

@@ -19,7 +19,7 @@ import torch
 import sqap_vla_ros
 from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models import cogact, demo, openvla, openvla_oft
-from sqap_vla_ros.models.family import Family, Opened, Wanted, build_empty
+from sqap_vla_ros.models.family import Family, Opened, Wanted, all_names, build_empty
 from sqap_vla_ros.models.json_file import read_json
 from sqap_vla_ros.models.own_format import load_own_
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
@@ -168,7 +168,7 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
         report = restore_artifact_(model, artifact, engine=engine, dtype=dtype,
                                    float32_parts=FAMILIES[found.name].float32_parts)
         return Checkpoint(model.eval(), artifact, report)
-    found.load_(model, dtype, lambda name: True)
+    found.load_(model, dtype, all_names)
     return Checkpoint(model.eval(), None, None)
 
 
@@ -269,8 +269,11 @@ def _build(found: _Found) -> Any:
     family = FAMILIES[found.name]
     try:
         config = family.read_config(found.values) if found.opened is None else found.opened.config
-        return build_empty(family.build, config, found.companions)
+        model: Any = build_empty(family.build, config, found.companions)
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': {error}") from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' describes a model that cannot be built: {error}") from error
+    if found.opened is not None:
+        found.opened.check(model)
+    return model

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sqap_vla_ros.cli import main as cli
 from sqap_vla_ros.cli import make_random as verb
@@ -90,3 +91,21 @@ def test_the_verb_writes_and_tells(tmp_path, capsys):
     assert found["family"] == "cogact-small" and found["bytes"] == sum(
         path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert cli.main(["make-random", "cogact-small", str(tmp_path / "out"), "--size", "tiny"]) == 1
+
+
+@pytest.mark.parametrize("family", ["openvla", "openvla-oft"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_what_does_not_fit_is_found_before_any_weight_is_read(family, change, tmp_path):
+    make_random(family, tmp_path / "out", "tiny")
+    (path,) = (tmp_path / "out").glob("*.safetensors")
+    tensors, name = load_file(path), "language_model.model.layers.2.mlp.up_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    else:
+        extra = {"extra": "language_model.model.layers.2.mlp.up_proj.bias", "shape": name}[change]
+        tensors[extra] = torch.zeros(3, dtype=torch.bfloat16)
+    save_file(tensors, path)
+    index = tmp_path / "out" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, path.name)}))
+    with pytest.raises(CheckpointError, match=r"decoder\.layers\.2\.mlp\.up_proj|layers\.2\.mlp\.up_proj"):
+        describe_checkpoint(tmp_path / "out")
