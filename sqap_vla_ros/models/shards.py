@@ -45,9 +45,13 @@ class TensorFile(ABC):
         own = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
         self._read_bytes += own.nbytes
         if self._read_bytes >= REOPEN_BYTES:
-            self._close()
-            self._read_bytes = 0
+            self.close()
         return own
+
+    def close(self) -> None:
+        """Give back the memory of what was read; the next tensor opens the file again."""
+        self._close()
+        self._read_bytes = 0
 
     @abstractmethod
     def _list(self) -> dict[str, tuple[str, tuple[int, ...]]]: ...  # safetensors' type, and shape
@@ -124,6 +128,7 @@ class TensorFiles:
 
     def __init__(self, files: Iterable[TensorFile]) -> None:
         self._files: dict[str, TensorFile] = {}
+        self._last: TensorFile | None = None  # the only one that is open
         for file in files:
             for name in file.shapes:
                 if name in self._files:
@@ -185,6 +190,9 @@ class TensorFiles:
         :raises CheckpointError: naming file and tensor, when it is missing, of another shape, or not of finite numbers
         """
         file = self._file(name)
+        if self._last is not None and self._last is not file:
+            self._last.close()
+        self._last = file
         if shape is not None and self.shape(name) != tuple(shape):
             raise CheckpointError(f"the tensor '{name}' in '{file.path}' has shape {self.shape(name)}, but the others "
                                   f"need {tuple(shape)}; the file is of another model")

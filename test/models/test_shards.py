@@ -136,3 +136,14 @@ def test_bad_pickles_are_refused_and_never_run(tmp_path, write, message):
     with pytest.raises(CheckpointError, match=message):
         open_pickle(tmp_path / "a.pt", root="model")
     assert not (tmp_path / "spied").exists()
+
+
+def test_one_file_is_open_at_a_time(tmp_path):
+    for number, name in enumerate("ab"):
+        save_file({name: torch.full((4,), float(number))}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "a": "a.safetensors", "b": "b.safetensors"}}))
+    tensors = open_safetensors(tmp_path)
+    for name, value in (("a", 0.0), ("b", 1.0), ("a", 0.0)):
+        assert tensors.read(name).tolist() == [value] * 4
+        assert [other for other in "ab" if tensors._file(other)._handle is not None] == [name]
