@@ -149,9 +149,14 @@ def _build_action_tables(steps: np.ndarray) -> list[Table]:
     return tables
 
 
+def _list_stages(inference: Inference) -> dict[str, float]:
+    # ms by stage, and in all.
+    return {**inference.times.milliseconds, "total": inference.times.total_ms}
+
+
 def _build_times_table(inference: Inference, threads: int) -> Table:
     table = Table(title=f"One inference, {threads} thread(s)", title_justify="left")
-    stages = {**inference.times.milliseconds, "total": inference.times.total_ms}
+    stages = _list_stages(inference)
     for name in stages:
         table.add_column(f"{name}\nms", justify="right")
     table.add_row(*(f"{value:.2f}" for value in stages.values()))
@@ -170,13 +175,12 @@ def _build_tokens_table(cameras: Sequence[str], tokens: Sequence[TokenUse]) -> T
 
 
 def _describe(args: argparse.Namespace, policy: Policy, inference: Inference, paths: dict[str, str]) -> dict[str, Any]:
-    milliseconds = {**inference.times.milliseconds, "total": inference.times.total_ms}
     columns = _name_columns(inference.chunk.steps.shape[1])
     return {
         "checkpoint": args.checkpoint, **policy.describe(), "prune": args.prune.name.partition("+")[2] or "none",
         "instruction": args.instruction, "columns": [name for name, _ in columns],
         "units": [unit for _, unit in columns], "action": inference.chunk.steps.tolist(),
-        "stages_ms": {stage: round(value, 3) for stage, value in milliseconds.items()},
+        "stages_ms": {stage: round(value, 3) for stage, value in _list_stages(inference).items()},
         "tokens": {camera: {
             "grid": list(use.grid),
             **{rule.name.lower(): use.kept[use.rules == int(rule)].tolist() for rule in TokenRule if use.count(rule)}}

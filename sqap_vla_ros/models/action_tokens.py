@@ -7,10 +7,13 @@ reads them all at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sqap_vla_ros.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,28 @@ class ActionTokens:
 
     words: int = 32000
     edges: int = 256
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], rows: int) -> ActionTokens:
+        """Inverse of ``dataclasses.asdict``.
+
+        :param rows: see :meth:`check`
+        :raises TypeError: when a field is unknown
+        :raises CheckpointError: see :meth:`check`
+        """
+        tokens = cls(**values)
+        tokens.check(rows)
+        return tokens
+
+    def check(self, rows: int) -> None:
+        """Hold the words that are actions against a vocabulary.
+
+        :param rows: of the language head
+        :raises CheckpointError: when they are not among them
+        """
+        if not 2 <= self.edges <= self.words <= rows:
+            raise CheckpointError(f"{self.edges} edges of intervals and {self.words} words do not fit a vocabulary of "
+                                  f"{rows} rows; there must be 2 edges or more, and a word for each")
 
     def is_action(self, ids: Tensor) -> Tensor:
         """Which ids training could have written, bool of the same shape; :meth:`decode` takes others for extremes."""

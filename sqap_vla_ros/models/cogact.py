@@ -21,7 +21,7 @@ from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistic
 from sqap_vla_ros.models.diffusion import GRIPPER, ActionModel, Schedule, clip_actions, make_schedule, read_action_model
 from sqap_vla_ros.models.dit import SIZES, Dit, DitConfig
 from sqap_vla_ros.models.family import Family, Opened, Wanted
-from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, PROMPTS, TOKENIZER_FILE, LlamaTokenizer
+from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, TOKENIZER_FILE, LlamaTokenizer, check_prompt
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
 from sqap_vla_ros.models.sites import stream_sites
@@ -68,11 +68,9 @@ class CogActConfig:
         :raises CheckpointError: when a field is missing or unknown
         """
         try:
-            if values["prompt"] not in PROMPTS:
-                raise ValueError(f"there is no prompt {values['prompt']!r}")
             return cls(PrismaticConfig.from_json(values["vlm"]), DitConfig(**values["dit"]),
-                       DatasetStatistics(Path(CONFIG_FILE), dict(values["datasets"])), values["prompt"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+                       DatasetStatistics.from_json(values["datasets"]), check_prompt(values["prompt"]))
+        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
             raise CheckpointError(f"config.json of a CogACT checkpoint is not usable: {error!r}") from error
 
 

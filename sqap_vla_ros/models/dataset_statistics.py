@@ -60,10 +60,18 @@ class DatasetStatistics:
     datasets: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without all that is never read; ``datasets`` can be made of them again."""
+        """Plain values, without all that is never read."""
         return {name: {part: {key: entry[part][key] for key in _KEYS if key in entry[part]}
                        for part in _PARTS if isinstance(entry.get(part), dict)}
                 for name, entry in self.datasets.items() if isinstance(entry, dict)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DatasetStatistics:
+        """Inverse of :meth:`to_json`, for what an own config.json tells.
+
+        :raises TypeError, ValueError: when it is no mapping
+        """
+        return cls(Path(CONFIG_FILE), dict(values))
 
     def choose(self, dataset: str | None) -> str:
         """Name of the data set whose statistics count.

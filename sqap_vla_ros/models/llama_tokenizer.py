@@ -26,6 +26,16 @@ PROMPTS = {
 _PIECES = {"<s>": BOS_ID, "</s>": EOS_ID, "▁": EMPTY_ID, ":": 29901, "Out": 3744}
 
 
+def check_prompt(name: str) -> str:
+    """A name of one of ``PROMPTS``, as it is.
+
+    :raises CheckpointError: for another one
+    """
+    if name not in PROMPTS:
+        raise CheckpointError(f"there is no prompt {name!r}; known are {', '.join(PROMPTS)}")
+    return name
+
+
 class LlamaTokenizer:
     """Llama-2's tokenizer with a prompt.
 

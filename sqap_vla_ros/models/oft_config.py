@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.action_tokens import ActionTokens
-from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics
-from sqap_vla_ros.models.llama_tokenizer import PROMPTS
+from sqap_vla_ros.models.dataset_statistics import DatasetStatistics
+from sqap_vla_ros.models.llama_tokenizer import check_prompt
 from sqap_vla_ros.models.oft_files import OftParts
 from sqap_vla_ros.models.oft_presets import PRESETS, OftPreset, find_preset
-from sqap_vla_ros.models.openvla import check_tokens
 from sqap_vla_ros.models.prismatic import PrismaticConfig
 from sqap_vla_ros.models.prismatic_sizes import ARCHITECTURE_FILE
 
@@ -74,18 +72,14 @@ class OftConfig:
         :raises CheckpointError: when a field is missing or of no use
         """
         try:
-            vlm, tokens = PrismaticConfig.from_json(values["vlm"]), ActionTokens(**values["tokens"])
+            vlm = PrismaticConfig.from_json(values["vlm"])
             preset = OftPreset(**{**values["preset"], "cameras": tuple(values["preset"]["cameras"])})
             head = None if values["head"] is None else HeadConfig(**values["head"])
-            statistics = DatasetStatistics(Path(CONFIG_FILE), dict(values["datasets"]))
-            check_tokens(tokens, vlm.vocabulary_size)
-            config = cls(vlm, str(values["robot"]), preset, head, bool(values["reads_state"]),
-                         bool(values["has_film"]), values["prompt"], tokens, statistics)
+            return cls(vlm, str(values["robot"]), preset, head, bool(values["reads_state"]), bool(values["has_film"]),
+                       check_prompt(values["prompt"]), ActionTokens.from_json(values["tokens"], vlm.vocabulary_size),
+                       DatasetStatistics.from_json(values["datasets"]))
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(f"the description of an OpenVLA-OFT model is not usable: {error!r}") from error
-        if config.prompt not in PROMPTS:
-            raise CheckpointError(f"there is no prompt {config.prompt!r}; known are {', '.join(PROMPTS)}")
-        return config
 
 
 def find_robot(asked: str, architecture: Mapping[str, Any], parts: OftParts) -> tuple[str, OftPreset]:

@@ -17,7 +17,7 @@ from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.action_tokens import ActionTokens
 from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics, read_statistics
 from sqap_vla_ros.models.family import Family, Opened, Wanted
-from sqap_vla_ros.models.llama_tokenizer import PROMPTS, TOKENIZER_FILE, LlamaTokenizer
+from sqap_vla_ros.models.llama_tokenizer import TOKENIZER_FILE, LlamaTokenizer, check_prompt
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
 from sqap_vla_ros.models.vla import ActionSpec, Later, ModelSettings
@@ -51,14 +51,11 @@ class OpenVlaConfig:
         :raises CheckpointError: when a field is missing or of no use
         """
         try:
-            vlm, tokens = PrismaticConfig.from_json(values["vlm"]), ActionTokens(**values["tokens"])
-            prompt, datasets = values["prompt"], dict(values["statistics"])
-            check_tokens(tokens, vlm.vocabulary_size)
+            vlm = PrismaticConfig.from_json(values["vlm"])
+            tokens = ActionTokens.from_json(values["tokens"], vlm.vocabulary_size)
+            return cls(vlm, check_prompt(values["prompt"]), tokens, DatasetStatistics.from_json(values["statistics"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the description of an OpenVLA model is not usable: {error!r}") from error
-        if prompt not in PROMPTS:
-            raise CheckpointError(f"there is no prompt {prompt!r}; known are {', '.join(PROMPTS)}")
-        return cls(vlm, prompt, tokens, DatasetStatistics(Path(CONFIG_FILE), datasets))
 
 
 class OpenVla(PrismaticVlm):
@@ -113,17 +110,6 @@ class OpenVla(PrismaticVlm):
         return tokens.decode(torch.cat(written, dim=1))[:, None]
 
 
-def check_tokens(tokens: ActionTokens, rows: int) -> None:
-    """Hold the words that are actions against a vocabulary.
-
-    :param rows: of the language head
-    :raises CheckpointError: when they are not among them
-    """
-    if not 2 <= tokens.edges <= tokens.words <= rows:
-        raise CheckpointError(f"{tokens.edges} edges of intervals and {tokens.words} words do not fit a vocabulary of "
-                              f"{rows} rows; there must be 2 edges or more, and a word for each")
-
-
 def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Opened:
     checkpoint, statistics, tokenizer = open_prismatic(folder), read_statistics(folder), find_tokenizer(folder)
 
@@ -150,7 +136,7 @@ def find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:
                               f"{padding!r} and {edges!r}")
     tokens = ActionTokens(rows - padding, edges)
     try:
-        check_tokens(tokens, rows)
+        tokens.check(rows)
     except CheckpointError as error:
         raise CheckpointError(f"'{place}': {error}") from error
     return tokens

@@ -34,6 +34,7 @@ def test_other_vocabularies_and_edges():
 def test_only_rows_of_actions_are_read():
     tokens, head = ActionTokens(words=20, edges=5), nn.Linear(4, 24, bias=False)
     generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(head.weight, generator=generator)
     hidden = torch.randn(2, 30, 4, generator=generator)
     ids = tokens.read(hidden, head)
     assert ids.shape == (2, 30) and tokens.is_action(ids).all() and len(ids.unique()) > 2
