@@ -121,6 +121,10 @@ class ControlKnobs:
     step_period_s: float = knob(0.1, "Time one step of a chunk lasts, s.", minimum=0.005, maximum=10.0)
     execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64,
                               read_only=False)
+    ensemble_horizon: int = knob(1, "Chunks that are blended, the newest included, 1 for none (adaptive ensemble, "
+                                 "CogACT); needs execute_steps 1.", minimum=1, maximum=64)
+    ensemble_alpha: float = knob(0.1, "How much more those chunks count in the blend that are like the newest; 0 is "
+                                 "the plain mean.", minimum=0.0, maximum=10.0)
     base_frame: str = knob("panda_link0", "Frame in which commands are expressed.")
     gripper_open_m: float = knob(0.08, "Distance between the fingers of the open gripper, m.", minimum=0.0, maximum=1.0,
                                  read_only=False)
@@ -135,6 +139,8 @@ class SafetyKnobs:
 
     max_image_age_s: float = knob(0.5, "Oldest image that may start an inference, s.", minimum=0.01, maximum=60.0,
                                   read_only=False)
+    max_answer_age_s: float = knob(2.0, "Oldest image whose actions are still carried out when they come, s.",
+                                   minimum=0.05, maximum=60.0, read_only=False)
     max_future_s: float = knob(0.1, "How far an image's stamp may lie ahead of the node's clock, s.",
                                minimum=0.0, maximum=10.0, read_only=False)
     max_linear_m_s: float = knob(0.6, "Cap on the commanded linear speed, m/s.", minimum=0.0, maximum=5.0,
@@ -159,6 +165,12 @@ class Config:
             raise ConfigError(
                 f"footprint.radii_m has {len(self.footprint.radii_m)} values for {len(self.footprint.frames)} "
                 "footprint.frames; give one radius per frame")
+        control = self.control
+        if control.ensemble_horizon > 1 and control.execute_steps > 1:
+            raise ConfigError(
+                f"control.ensemble_horizon is {control.ensemble_horizon} and control.execute_steps is "
+                f"{control.execute_steps}, and an ensemble looks again after each step; set control.execute_steps to "
+                "1, or control.ensemble_horizon to 1 to blend nothing")
 
 
 def iterate_knobs(config: Config) -> Iterator[tuple[str, Knob, Any]]:

@@ -25,11 +25,14 @@ from sqap_vla_ros.ros.codecs import make_header
 WINDOW = 200
 # How long a refusal still colours the summary, and how long the same sentence is not logged again.
 REMEMBERED_S = 5.0
+# A jump of simulated time looks like a lost camera until the next picture is there.
+HOLD_TOLD_S = 0.3
 
 # What can go wrong, by the name of its counter; all are shown from the start, so that a 0 can be read.
 INPUT_KINDS = ("image", "stale_image", "no_image", "instruction", "empty_instruction", "camera_info", "clock")
 INFERENCE_KINDS = ("inference",)
-OTHER_KINDS = ("no_protection", "clamped", "gripper", "overlay", "clock_jump", "dropped_chunk")
+OTHER_KINDS = ("no_protection", "clamped", "gripper", "overlay", "clock_jump", "dropped_chunk",
+               "late_answer", "over_chunk")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class Reporter:
         self.health = Health(node.get_name())
         self._node = node
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
+        self._held_for, self._held_since_ns, self._hold_told = "", 0, False
         end = interface.LATENCY
         self._diagnostics = interface.advertise(node, interface.DIAGNOSTICS)
         self._latency = node.create_lifecycle_publisher(end.type, end.name, interface.source_profile(end))
@@ -174,6 +178,19 @@ class Reporter:
         self.note(kind, str(error) if foreseen else f"{type(error).__name__}: {error}")
         if not foreseen:
             self._node.get_logger().error("".join(traceback.format_exception(error)))
+
+    def watch_hold(self, kind: str, sentence: str) -> None:
+        """Note a hold once, when it has lasted for a moment.
+
+        :param kind: name of its counter; empty while the robot moves, or holds for what is counted elsewhere
+        :param sentence: why
+        """
+        now_ns = self._wall.now().nanoseconds
+        if kind != self._held_for:
+            self._held_for, self._held_since_ns, self._hold_told = kind, now_ns, False
+        if kind and not self._hold_told and now_ns - self._held_since_ns >= HOLD_TOLD_S * 1e9:
+            self._hold_told = True
+            self.note(kind, sentence)
 
     def tell_inference(self, inference: Inference, protection: str, now_ns: int) -> None:
         """Publish one inference whose first command has just left; see :meth:`Health.latency`."""
