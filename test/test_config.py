@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from sqap_vla_ros.config import Config, Knob, build_config, iterate_knobs
+from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError, SqapError
+from sqap_vla_ros.knobs import Knob
 from sqap_vla_ros.models import oft_presets, pictures
 from sqap_vla_ros.models.vla import ModelSettings
 from sqap_vla_ros.policy.compression import DTYPES

@@ -13,7 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sqap_vla_ros.config import Config, Knob, iterate_knobs
+from sqap_vla_ros.config import Config, iterate_knobs
+from sqap_vla_ros.knobs import Knob
 from sqap_vla_ros.ros.interface import POLICY_NODE, SIM_ROBOT, format_table
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS, RANGES

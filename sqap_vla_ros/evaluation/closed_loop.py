@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from sqap_vla_ros.config import FootprintKnobs, SafetyKnobs, build_config
+from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.blinding import Blindfold, check_family, pick_others, see_tokens
@@ -15,6 +15,7 @@ from sqap_vla_ros.evaluation.plan import Job, Setup
 from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.statistics import measure_jerk, measure_path
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
+from sqap_vla_ros.knobs import FootprintKnobs, SafetyKnobs
 from sqap_vla_ros.models.registry import load_model
 from sqap_vla_ros.policy.policy import Policy, build_policy
 from sqap_vla_ros.policy.safety import limit_step

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 
-from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.models.registry import (
     DEFAULT_SETTINGS,
     PACKAGED,

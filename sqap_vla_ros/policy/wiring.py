@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from sqap_vla_ros.config import Config, ModelKnobs
+from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.models.registry import Checkpoint, CheckpointFacts
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
 from sqap_vla_ros.policy.compression import DTYPES, check_smoothness, find_observations

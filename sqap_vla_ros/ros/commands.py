@@ -11,7 +11,7 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 
-from sqap_vla_ros.config import ControlKnobs
+from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.ros.codecs import encode_gripper_goal, encode_twist
 from sqap_vla_ros.ros.interface import GRIPPER, TWIST, source_profile
 

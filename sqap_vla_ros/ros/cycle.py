@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.data import ActionChunk, Inference, Observation
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.geometry.image_map import ImageMap
+from sqap_vla_ros.knobs import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.policy.chunk import step_at, step_velocity
 from sqap_vla_ros.policy.safety import age_s, check_fresh, limit_gripper, limit_step
 from sqap_vla_ros.ros import interface

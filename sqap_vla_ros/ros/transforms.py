@@ -14,11 +14,11 @@ from rclpy.node import Node
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo
 
-from sqap_vla_ros.config import FootprintKnobs
 from sqap_vla_ros.data import RobotFootprint
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.geometry.camera import Camera
 from sqap_vla_ros.geometry.footprint import project_footprint
+from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import decode_camera_info, stamp_to_ns
 from sqap_vla_ros.standalone import import_ros_module
@@ -90,14 +90,14 @@ class FootprintFinder:
         :param size_px: width and height of the image
         :param stamp_ns: the image's stamp
         """
-        camera, optical = self._camera, knobs.camera_frame or image_frame
+        camera, optical = self._camera, knobs.camera_frames[0] or image_frame
         if camera is None:
             return Found(None, self._camera_reason, exact=True)
         if (camera.width, camera.height) != size_px:
             return Found(None, f"camera_info is for {camera.width} x {camera.height} px, the image has "
                                f"{size_px[0]} x {size_px[1]}", exact=True)
         if not optical:
-            return Found(None, "the image has no frame_id; set it in the driver, or set footprint.camera_frame",
+            return Found(None, "the image has no frame_id; set it in the driver, or set footprint.camera_frames",
                          exact=True)
         try:
             positions = [self._position(optical, frame, stamp_ns)[0] for frame in knobs.frames]

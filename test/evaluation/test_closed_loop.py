@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sqap_vla_ros.config import FootprintKnobs, SafetyKnobs, build_config
+from sqap_vla_ros.config import build_config
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InputError
 from sqap_vla_ros.evaluation.blinding import Blindfold, pick_others, see_tokens
 from sqap_vla_ros.evaluation.closed_loop import Player, check_setup, choose_blind, find_footprint, limit_steps
 from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.evaluation.plan import Job, Setup, exchange_task, plan_jobs
 from sqap_vla_ros.geometry.image_map import resize_map
+from sqap_vla_ros.knobs import FootprintKnobs, SafetyKnobs
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.vit import VitConfig

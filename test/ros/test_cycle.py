@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import InferenceError, InputError
+from sqap_vla_ros.knobs import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.ros.cycle import Cycle, Picture
 from sqap_vla_ros.ros.pacing import PICTURE_GRACE_S
 

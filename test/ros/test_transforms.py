@@ -6,8 +6,8 @@ import rclpy
 from rclpy.context import Context
 from sensor_msgs.msg import CameraInfo
 
-from sqap_vla_ros.config import FootprintKnobs
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.ros import codecs
 from sqap_vla_ros.ros.transforms import FootprintFinder
 
@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(eyes):
 
 def test_another_frame_for_the_camera_overrules_the_images(eyes):
     eyes.put(S)
-    knobs = FootprintKnobs(camera_frame="lens", frames=("hand",), radii_m=(0.1,))
+    knobs = FootprintKnobs(camera_frames=("lens",), frames=("hand",), radii_m=(0.1,))
     assert eyes.find(S, knobs=knobs, frame="misnamed").footprint is not None
 
 
