@@ -45,6 +45,12 @@ class Config:
         if self.input.state == "joints" and self.input.joints == ("",):
             raise ConfigError("input.state is 'joints' and input.joints names none; name the joints in the model's "
                               "order")
+        control = self.control
+        if control.ensemble_horizon > 1 and control.execute_steps > 1:
+            raise ConfigError(
+                f"control.ensemble_horizon is {control.ensemble_horizon} and control.execute_steps is "
+                f"{control.execute_steps}, and an ensemble looks again after each step; set control.execute_steps to "
+                "1, or control.ensemble_horizon to 1 to blend nothing")
 
 
 def _check_count(name: str, values: tuple[Any, ...], count: int, what: str) -> None:

@@ -62,9 +62,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """The next T steps, counted from the image they answer.
+    """The next T steps.
 
-    :param stamp_ns: the image's stamp, so that latency is compensated by indexing into the chunk
+    :param stamp_ns: the moment from which steps count. As the policy gives it, the image's stamp; in force, later by
+        as long as the robot has stood still since the image
     :param step_period_ns: how long one step lasts
     :param steps: (T, D) float64; columns are ``ACTION_NAMES``: translation in m and rotation in rad for one step,
         in the robot's base frame, then the gripper from 0 (closed) to 1 (open)

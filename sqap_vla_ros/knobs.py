@@ -140,6 +140,10 @@ class ControlKnobs:
     step_period_s: float = knob(0.1, "Time one step of a chunk lasts, s.", minimum=0.005, maximum=10.0)
     execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64,
                               read_only=False)
+    ensemble_horizon: int = knob(1, "Chunks that are blended, the newest included, 1 for none (adaptive ensemble, "
+                                 "CogACT); needs execute_steps 1.", minimum=1, maximum=64)
+    ensemble_alpha: float = knob(0.1, "How much more those chunks count in the blend that are like the newest; 0 is "
+                                 "the plain mean.", minimum=0.0, maximum=10.0)
     base_frame: str = knob("panda_link0", "Frame in which the model's actions are.")
     tool_frame: str = knob("panda_hand", "Frame that the actions move.")
     dry_run: bool = knob(True, "Compute everything and send the robot nothing: what it would get goes to "
@@ -168,6 +172,8 @@ class SafetyKnobs:
 
     max_image_age_s: float = knob(0.5, "Oldest image that may start an inference, s.", minimum=0.01, maximum=60.0,
                                   read_only=False)
+    max_answer_age_s: float = knob(2.0, "Oldest image whose actions are still carried out when they come, s.",
+                                   minimum=0.05, maximum=60.0, read_only=False)
     max_future_s: float = knob(0.1, "How far an image's stamp may lie ahead of the node's clock, s.",
                                minimum=0.0, maximum=10.0, read_only=False)
     max_state_age_s: float = knob(0.5, "Oldest joint states of which the robot's state is made, s.", minimum=0.01,

@@ -37,6 +37,7 @@ def value_of(config, name):
 
 
 def test_every_knob_holds_its_own_limits():
+    base = build_config({"control.execute_steps": 1})
     for name, knob, default in iterate_knobs(Config()):
         count = len(default) if isinstance(default, tuple) else None
         kind = type(default[0] if count else default)
@@ -44,10 +45,10 @@ def test_every_knob_holds_its_own_limits():
             if limit is None:
                 continue
             at, beyond = kind(limit), kind(limit + step)
-            config = build_config({name: [at] * count if count else at})
+            config = build_config({name: [at] * count if count else at}, base)
             assert value_of(config, name) == ((at,) * count if count else at)
             with pytest.raises(ConfigError, match=f"{name} is .*(smallest|largest) allowed is"):
-                build_config({name: [beyond] * count if count else beyond})
+                build_config({name: [beyond] * count if count else beyond}, base)
 
 
 def test_only_the_named_knobs_change():
@@ -77,6 +78,16 @@ def test_only_the_named_knobs_change():
 def test_wrong_values_are_refused_by_name(name, value, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         build_config({name: value})
+
+
+def test_an_ensemble_and_several_steps_per_look_exclude_each_other():
+    sentence = ("control.ensemble_horizon is 4 and control.execute_steps is 2, and an ensemble looks again after each "
+                "step; set control.execute_steps to 1, or control.ensemble_horizon to 1 to blend nothing")
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        build_config({"control.ensemble_horizon": 4})
+    control = build_config({"control.ensemble_horizon": 4, "control.execute_steps": 1}).control
+    assert (control.ensemble_horizon, control.execute_steps, control.ensemble_alpha) == (4, 1, 0.1)
+    assert build_config({"control.execute_steps": 8}).control.ensemble_horizon == 1
 
 
 def test_choices_are_those_of_the_tables_they_come_from():

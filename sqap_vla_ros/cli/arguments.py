@@ -51,13 +51,13 @@ def read_names(what: str, allowed: Collection[str], of: str = "") -> Callable[[s
     return read
 
 
-def add_set_flag(parser: argparse.ArgumentParser, *sections: str) -> None:
+def add_set_flag(parser: argparse.ArgumentParser, *parts: str) -> None:
     """``--set NAME=VALUE``, as often as wanted: a list of knobs and their values, which are not checked yet.
 
-    :param sections: of the knobs that it takes, without those that a method says
+    :param parts: sections and single knobs that it takes, without those that a method says
     """
     allowed = [name for name, _, _ in iterate_knobs(Config())
-               if name.partition(".")[0] in sections and name not in Method("float").knobs]
+               if (name.partition(".")[0] in parts or name in parts) and name not in Method("float").knobs]
 
     def read(text: str) -> tuple[str, Any]:
         name, equals, value = text.partition("=")
@@ -71,7 +71,7 @@ def add_set_flag(parser: argparse.ArgumentParser, *sections: str) -> None:
 
     parser.add_argument("--set", type=read, action="append", default=[], metavar="NAME=VALUE",
                         help="a knob by its dotted name, as in a parameter file; may be given several times, for "
-                             f"example --set prune.layer=2 (knobs of {' and '.join(sections)}; default: as the node)")
+                             f"example --set prune.layer=2 (knobs of {', '.join(parts)}; default: as the node)")
 
 
 def add_knob_flags(parser: argparse.ArgumentParser, **flags: str) -> None:

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blind", choices=BLINDS, default="",
                         help="blank visual tokens before the decoder: the gripper's, those that see the target, or as "
                              "many others as the gripper has")
-    add_set_flag(parser, "prune", "footprint")
+    add_set_flag(parser, "prune", "footprint", "control.ensemble_horizon", "control.ensemble_alpha")
     parser.add_argument("--language", choices=LANGUAGES, default=LANGUAGES[0],
                         help="'other' names another block that is there; success is then to do it with that one "
                              f"(default: {LANGUAGES[0]})")

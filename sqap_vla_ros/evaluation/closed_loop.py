@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.statistics import measure_jerk, measure_path
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.knobs import FootprintKnobs, SafetyKnobs
-from sqap_vla_ros.models.registry import load_model
+from sqap_vla_ros.models.registry import describe_checkpoint
+from sqap_vla_ros.policy.ensemble import build_ensemble
 from sqap_vla_ros.policy.policy import Policy, build_policy
 from sqap_vla_ros.policy.safety import limit_step
-from sqap_vla_ros.policy.wiring import check_arm
+from sqap_vla_ros.policy.wiring import check_arm, choose_settings
 from sqap_vla_ros.simulation.episode import run_episode
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import build_tabletop
@@ -29,14 +31,14 @@ _OPTICAL_FRAME = "camera_optical_frame"
 
 
 def check_setup(setup: Setup, jobs: list[Job]) -> None:
-    """Find out before anything is played what would fail in every process.
+    """Find out before anything is played, or any weights are read, what would fail in every process.
 
     :raises CheckpointError: when the checkpoint cannot be used
     :raises ConfigError: when a knob cannot be set so, or the model cannot be blinded
     :raises InputError: for an instruction that the model cannot read
     """
-    build_config(setup.settings)
-    model = load_model(setup.checkpoint)
+    knobs = build_config(setup.shared_knobs).model
+    model = describe_checkpoint(setup.checkpoint, settings=choose_settings(knobs)).model
     check_arm(model)
     if setup.blind:
         check_family(model)
@@ -99,17 +101,23 @@ class Player:
 
     def _look(self, policy: Policy, tabletop: Tabletop, blindfold: Blindfold | None,
               target: str) -> Callable[[np.ndarray, str], np.ndarray]:
-        looks = 0
+        looks = carried_out = 0
+        period_ns, ensemble = round(tabletop.control_period_s * 1e9), build_ensemble(policy.config.control)
 
         def infer(picture: np.ndarray, instruction: str) -> np.ndarray:
-            nonlocal looks
+            nonlocal looks, carried_out
             footprint = find_footprint(tabletop, policy.config.footprint)
             if blindfold is not None:
                 rng = np.random.default_rng((tabletop.scene.seed, looks))
                 blindfold.cover(choose_blind(self._setup.blind, policy, tabletop, footprint, target, rng))
             looks += 1
-            steps = policy.infer(Observation(0, (picture,), instruction, (footprint,))).chunk.steps
-            return limit_steps(steps, tabletop.control_period_s, policy.config.safety)
+            # The clock of an episode is what has been carried out: the table stands still while the policy thinks.
+            seen = Observation(carried_out * period_ns, (picture,), instruction, (footprint,))
+            chunk = replace(policy.infer(seen).chunk, step_period_ns=period_ns)
+            if ensemble is not None:
+                chunk = ensemble.blend(chunk, instruction)
+            carried_out += min(self._setup.execute_steps, len(chunk.steps))
+            return limit_steps(chunk.steps, tabletop.control_period_s, policy.config.safety)
 
         return infer
 

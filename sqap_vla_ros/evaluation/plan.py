@@ -34,10 +34,14 @@ class Setup:
     compressed: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def shared_knobs(self) -> dict[str, Any]:
+        """The knobs of all methods, by dotted name."""
+        return {**self.settings, "model.checkpoint": self.checkpoint, "control.execute_steps": self.execute_steps}
+
     def knobs(self, method: Method) -> dict[str, Any]:
         """The knobs of the method's policy, by dotted name; what the method says goes before ``settings``."""
-        knobs: dict[str, Any] = {**self.settings, "model.checkpoint": self.checkpoint, "model.threads": 1,
-                                 **method.knobs}
+        knobs: dict[str, Any] = {**self.shared_knobs, "model.threads": 1, **method.knobs}
         if method.recipe in self.compressed:
             knobs |= {"model.checkpoint": self.compressed[method.recipe], "model.recipe": STORED}
         return knobs

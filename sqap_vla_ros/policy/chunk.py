@@ -1,7 +1,7 @@
 """Which step of a chunk is due now.
 
-A chunk counts from the stamp of its image, so the time that inference took is made up for by starting later in it.
-Steps are deltas: they are indexed, never interpolated.
+A chunk counts from its stamp: that of its image, when the robot moved on while the policy thought, so that the time of
+inference is made up for by starting later in it. Steps are deltas: they are indexed, never interpolated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def step_at(chunk: ActionChunk, now_ns: int) -> int | None:
 
     :param chunk: the actions in force
     :param now_ns: the node's clock, ns
-    :return: 0 to T - 1; None before the image's stamp (the clock jumped back) and after the last step
+    :return: 0 to T - 1; None before the chunk's stamp and after the last step
     """
     index = (now_ns - chunk.stamp_ns) // chunk.step_period_ns
     return index if 0 <= index < len(chunk.steps) else None

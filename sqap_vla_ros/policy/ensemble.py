@@ -14,6 +14,7 @@ import numpy as np
 
 from sqap_vla_ros.data import ACTION_NAMES, ActionChunk
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.safety import check_finite
 
 _GRIPPER = ACTION_NAMES.index("gripper")
@@ -41,7 +42,8 @@ def blend_predictions(predictions: np.ndarray, alpha: float) -> np.ndarray:
 class AdaptiveEnsemble:
     """Blends each new chunk with those before it; the first step of the blend is CogACT's ensembled action.
 
-    Steps of different chunks are matched by the stamps of their images, so inference may take any number of steps.
+    Steps of different chunks are matched by their stamps, so inference may take any number of steps. Where the robot
+    stands still at times, stamps are of a clock that runs only while it moves.
 
     :param horizon: how many chunks count, the new one included; CogACT takes 7 for WidowX on Bridge, 2 for the Google
         robot and where it is deployed
@@ -69,8 +71,8 @@ class AdaptiveEnsemble:
     def blend(self, chunk: ActionChunk, task: str) -> ActionChunk:
         """Take up a new chunk.
 
-        Those before it are forgotten when they were for another task, or when their images bear later stamps, which
-        means that the clock was set back.
+        Those before it are forgotten when they were for another task, or when they bear later stamps, which means
+        that the clock was set back.
 
         :param chunk: as the policy gives it
         :param task: the instruction it follows
@@ -86,6 +88,11 @@ class AdaptiveEnsemble:
         if self.gripper_is_binary:
             steps[:, _GRIPPER] = steps[:, _GRIPPER] > 0.5
         return replace(chunk, steps=steps)
+
+
+def build_ensemble(knobs: ControlKnobs) -> AdaptiveEnsemble | None:
+    """The ensemble of the knobs; None when they blend nothing."""
+    return None if knobs.ensemble_horizon == 1 else AdaptiveEnsemble(knobs.ensemble_horizon, knobs.ensemble_alpha)
 
 
 def _steps_at(older: ActionChunk, newer: ActionChunk) -> np.ndarray:

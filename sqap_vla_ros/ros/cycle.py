@@ -2,22 +2,26 @@
 
 A chunk belongs to a generation. A new instruction, a jump of the clock and a halt each begin another one, and what an
 older generation still computes is dropped.
+
+A chunk's steps count from its image, without the time in which the robot stood still: after a hold it begins at its
+first step, however long the inference took, and where the robot moved on meanwhile, at the step that is due by then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from sqap_vla_ros.data import ActionChunk, Inference, Observation
+from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import InputError
-from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.knobs import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.policy.chunk import step_at, step_velocity
+from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
 from sqap_vla_ros.policy.safety import age_s, check_fresh, limit_gripper, limit_step
 from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.motion import MotionClock
 from sqap_vla_ros.ros.pacing import Pacing, is_due
 
 NO_INSTRUCTION = f"there is no instruction on {interface.INSTRUCTION.name} yet"
@@ -51,46 +55,17 @@ class Command:
     clamped: bool
 
 
-class PolicyLike(Protocol):
-    """What the node needs of :class:`~sqap_vla_ros.policy.policy.Policy`."""
-
-    def infer(self, observation: Observation) -> Inference:
-        """Look once, decide the next steps."""
-
-    def check_instruction(self, text: str) -> None:
-        """Raise InputError for an instruction that cannot be followed."""
-
-    def warm_up(self) -> None:
-        """Make the first inference as fast as the others."""
-
-    def describe(self) -> dict[str, str | int | float]:
-        """What runs."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the model's picture, px."""
-
-    def image_map(self, width: int, height: int) -> ImageMap:
-        """Camera pixels to model pixels."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One inference to make."""
-
-    observation: Observation
-    frame_id: str
-    generation: int
-
-
 class Cycle:
-    """Instruction, newest picture and chunk in force; every method takes the time."""
+    """Instruction, newest picture and chunk in force; every method takes the time.
 
-    def __init__(self) -> None:
+    :param ensemble: blends each chunk with those before; None takes them as they are
+    """
+
+    def __init__(self, ensemble: AdaptiveEnsemble | None = None) -> None:
         self.instruction = ""
         self.generation = 0
         self._why_no_instruction = NO_INSTRUCTION
-        self._pacing = Pacing()
+        self._pacing, self._motion, self._ensemble = Pacing(), MotionClock(), ensemble
         self.clear()
 
     def clear(self) -> None:
@@ -102,6 +77,8 @@ class Cycle:
         self._clamped_at: tuple[int, int] | None = None
         self._problem = ""
         self._pacing.reset()
+        self._motion.reset()
+        self._forget_answers()
 
     def set_instruction(self, text: str, why_none: str = "") -> None:
         """Another instruction is in force; the chunk of the one before is void.
@@ -112,6 +89,12 @@ class Cycle:
         self.instruction, self._why_no_instruction = text, why_none
         self.chunk = None
         self.generation += 1
+        self._forget_answers()
+
+    def _forget_answers(self) -> None:
+        self._answered_ns, self._refusal = 0, ""
+        if self._ensemble is not None:
+            self._ensemble.reset()
 
     def take_picture(self, picture: Picture, now_ns: int, safety: SafetyKnobs) -> None:
         """A picture came; it replaces one that no inference has begun on.
@@ -130,8 +113,7 @@ class Cycle:
     def due_picture(self, now_ns: int, control: ControlKnobs, safety: SafetyKnobs) -> Picture | None:
         """The picture that shall start an inference now, or None; one that became too old while waiting is dropped."""
         picture = self.picture
-        if picture is None or not self.instruction or not is_due(self.chunk, picture.stamp_ns, now_ns,
-                                                                 control.execute_steps):
+        if picture is None or not self.instruction or not is_due(self.chunk, picture.stamp_ns, control.execute_steps):
             return None
         if age_s(picture.stamp_ns, now_ns) > safety.max_image_age_s:
             self.picture = None
@@ -146,24 +128,62 @@ class Cycle:
         assert self.picture is not None
         self._in_work_ns, self.picture, self._problem = self.picture.stamp_ns, None, ""
 
-    def end(self, generation: int, chunk: ActionChunk | None) -> bool:
+    def end(self, generation: int, chunk: ActionChunk | None, now_ns: int, safety: SafetyKnobs) -> tuple[str, str]:
         """The policy has answered.
 
         :param generation: in which the inference began
-        :param chunk: the actions; None when it failed, and the robot holds
-        :return: whether the answer counts
+        :param chunk: the actions, counted from their image; None when it failed, and the robot holds
+        :return: kind and sentence of why the answer is dropped, the sentence only where someone should do something
+            about it; no kind when it is in force, or failed
+        :raises InferenceError: when the ensemble gets a value that is not finite; the robot holds
         """
         self._in_work_ns = None
         if generation != self.generation:
-            return False
-        self.chunk = chunk
-        return True
+            return "dropped_chunk", ""
+        if chunk is None:
+            self.chunk = None
+            return "", ""
+        age = age_s(chunk.stamp_ns, now_ns)
+        if age > safety.max_answer_age_s:
+            self._refusal = (f"an answer came {age:.2f} s after its image, and safety.max_answer_age_s is "
+                             f"{safety.max_answer_age_s:g} s; raise that, or take a faster model.recipe or "
+                             "model.engine")
+            return "late_answer", self._refusal
+        before, self.chunk = self.chunk, None
+        chunk = self._blend(chunk, safety)
+        moved_ns = self._motion.at(now_ns) - self._motion.at(chunk.stamp_ns)
+        self._answered_ns = now_ns
+        if moved_ns >= len(chunk.steps) * chunk.step_period_ns:
+            self.chunk = before
+            self._refusal = (f"an answer's {len(chunk.steps)} steps of {chunk.step_period_ns * 1e-9:g} s were over "
+                             f"when it came: the robot has moved for {moved_ns * 1e-9:.2f} s since its image; raise "
+                             "control.command_hz or control.step_period_s")
+            return "over_chunk", self._refusal
+        self.chunk, self._refusal = replace(chunk, stamp_ns=now_ns - moved_ns), ""
+        return "", ""
+
+    def _blend(self, chunk: ActionChunk, safety: SafetyKnobs) -> ActionChunk:
+        if self._ensemble is None:
+            return chunk
+        # What was decided long before the robot looked again says nothing of what it sees now.
+        if age_s(self._answered_ns, chunk.stamp_ns) > safety.max_answer_age_s:
+            self._ensemble.reset()
+        moved = replace(chunk, stamp_ns=self._motion.at(chunk.stamp_ns))
+        return replace(self._ensemble.blend(moved, self.instruction), stamp_ns=chunk.stamp_ns)
 
     def command(self, now_ns: int, safety: SafetyKnobs) -> Command | None:
-        """What to command now; None to hold.
+        """What to command now; None to hold. It must be sent.
 
-        :raises InferenceError: when the step is not finite; the chunk is void
+        :raises InferenceError: when the step is not finite; the chunk is void, and the robot must hold
         """
+        command = None
+        try:
+            command = self._find_command(now_ns, safety)
+        finally:
+            self._motion.note(now_ns, moving=command is not None)
+        return command
+
+    def _find_command(self, now_ns: int, safety: SafetyKnobs) -> Command | None:
         chunk, self.chunk = self.chunk, None
         index = None if chunk is None or self._is_blind(now_ns, safety) else step_at(chunk, now_ns)
         if chunk is None or index is None:
@@ -185,7 +205,7 @@ class Cycle:
 
     def must_wait(self, now_ns: int, wall_ns: int, execute_steps: int) -> bool:
         """Whether simulated time stands still for an answer that is being made; see :mod:`.pacing`."""
-        if not self.instruction or not is_due(self.chunk, now_ns, now_ns, execute_steps):
+        if not self.instruction or not is_due(self.chunk, now_ns, execute_steps):
             return False
         waiting_ns = self.picture.stamp_ns if self.picture is not None else self._in_work_ns
         return self._pacing.answer_expected(now_ns, wall_ns, waiting_ns)
@@ -201,7 +221,7 @@ class Cycle:
             return "", ""
         age = None if newest_ns is None else age_s(newest_ns, now_ns)
         if age is not None and age <= safety.max_image_age_s:
-            return "", self._problem or "the next actions are not ready"
+            return "", self._problem or self._refusal or "the next actions are not ready"
         sentence = (f"no image has arrived on {interface.IMAGE.name}" if age is None else
                     f"no image for {age:.1f} s on {interface.IMAGE.name}; is the camera running?")
         return "no_image", f"{sentence}; the last one was refused: {self._problem}" if self._problem else sentence

@@ -17,6 +17,9 @@ from sqap_vla_ros.policy.safety import age_s
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.health import Health, Summary
 
+# A jump of simulated time looks like a lost camera until the next picture is there.
+HOLD_TOLD_S = 0.3
+
 
 class Reporter:
     """Counts, logs, publishes.
@@ -28,6 +31,7 @@ class Reporter:
         self.health = Health(node.get_name())
         self._node = node
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
+        self._held_for, self._held_since_ns, self._hold_told = "", 0, False
         end = interface.LATENCY
         self._diagnostics = interface.advertise(node, interface.DIAGNOSTICS)
         self._latency = node.create_lifecycle_publisher(end.type, end.name, interface.source_profile(end))
@@ -43,6 +47,19 @@ class Reporter:
         self.note(kind, str(error) if foreseen else f"{type(error).__name__}: {error}")
         if not foreseen:
             self._node.get_logger().error("".join(traceback.format_exception(error)))
+
+    def watch_hold(self, kind: str, sentence: str) -> None:
+        """Note a hold once, when it has lasted for a moment.
+
+        :param kind: name of its counter; empty while the robot moves, or holds for what is counted elsewhere
+        :param sentence: why
+        """
+        now_ns = self._wall.now().nanoseconds
+        if kind != self._held_for:
+            self._held_for, self._held_since_ns, self._hold_told = kind, now_ns, False
+        if kind and not self._hold_told and now_ns - self._held_since_ns >= HOLD_TOLD_S * 1e9:
+            self._hold_told = True
+            self.note(kind, sentence)
 
     def tell_inference(self, inference: Inference, protection: str, now_ns: int, *, deadline_ms: float,
                        engine: str) -> None:

@@ -25,7 +25,7 @@ INPUT_KINDS = ("image", "stale_image", "no_image", "instruction", "empty_instruc
 INFERENCE_KINDS = ("inference",)
 STOP_KINDS = ("estop", "fault")
 OTHER_KINDS = ("no_protection", "no_tool", "clamped", "gripper", "servo", "overlay", "clock_jump", "dropped_chunk",
-               "deadline")
+               "late_answer", "over_chunk", "deadline")
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,21 @@ stand still, is on its way.
 from __future__ import annotations
 
 from sqap_vla_ros.data import ActionChunk
-from sqap_vla_ros.policy.chunk import executed_steps, step_at
+from sqap_vla_ros.policy.chunk import executed_steps
 
 # Longest wall time for which a picture that should be there by now is waited for; it may have been lost.
 PICTURE_GRACE_S = 0.5
 _LONGEST_PERIOD_NS = 1_000_000_000
 
 
-def is_due(chunk: ActionChunk | None, stamp_ns: int, now_ns: int, execute_steps: int) -> bool:
-    """Whether a picture should start an inference.
+def is_due(chunk: ActionChunk | None, stamp_ns: int, execute_steps: int) -> bool:
+    """Whether a picture should start an inference: one that shows what became of the steps before.
 
     :param chunk: the actions in force, or None
     :param stamp_ns: the picture's stamp
-    :param now_ns: the node's clock
     :param execute_steps: steps of a chunk that run before a newer picture is taken
     """
-    if chunk is None or step_at(chunk, now_ns) is None:
-        return True
-    return executed_steps(chunk, stamp_ns) >= min(execute_steps, len(chunk.steps))
+    return chunk is None or executed_steps(chunk, stamp_ns) >= min(execute_steps, len(chunk.steps))
 
 
 class Pacing:

@@ -21,11 +21,14 @@ from std_msgs.msg import String
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.errors import ConfigError, InferenceError, InputError
+from sqap_vla_ros.policy.ensemble import build_ensemble
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import NS_PER_S, decode_image, stamp_to_ns
 from sqap_vla_ros.ros.commands import Commander
-from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle, Job, Picture, PolicyLike
-from sqap_vla_ros.ros.diagnostics import Reporter, Summary
+from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle, Picture
+from sqap_vla_ros.ros.diagnostics import Reporter
+from sqap_vla_ros.ros.health import Summary
+from sqap_vla_ros.ros.inference import Job, PolicyLike, load_policy
 from sqap_vla_ros.ros.lifecycle import SafeLifecycleNode, run_node
 from sqap_vla_ros.ros.overlay import OverlayPublisher, OverlayRequest
 from sqap_vla_ros.ros.parameters import change_config, declare_parameters, read_config
@@ -35,21 +38,6 @@ from sqap_vla_ros.ros.worker import LatestWorker
 NODE_NAME = "policy_node"
 DIAGNOSTICS_PERIOD_S = 1.0
 STOP_TIMEOUT_S = 5.0
-# A jump of simulated time looks like a lost camera until the next picture is there.
-HOLD_TOLD_S = 0.3
-
-
-def load_policy(config: Config) -> PolicyLike:
-    """The policy of :func:`~sqap_vla_ros.policy.policy.build_policy`.
-
-    Its libraries take seconds to import; this way configure takes them, and the node itself is up at once.
-    """
-    from sqap_vla_ros.policy.policy import build_policy
-    from sqap_vla_ros.policy.wiring import check_arm
-
-    policy = build_policy(config)
-    check_arm(policy.model)
-    return policy
 
 
 class PolicyNode(SafeLifecycleNode):
@@ -70,7 +58,6 @@ class PolicyNode(SafeLifecycleNode):
         self._policy_factory = policy_factory
         self._described: dict[str, str | int | float] = {}
         self._closing, self._active = ExitStack(), False
-        self._held_for, self._held_since_ns, self._hold_told = "", 0, False
         self._cycle, self._report = Cycle(), Reporter(self)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._inference_ended = self.create_guard_condition(self._on_inference_end)
@@ -97,6 +84,7 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._commander.close)
         self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
         self._closing.callback(self._finder.close)
+        self._cycle = Cycle(build_ensemble(self._config.control))
         self._set_instruction("", NO_INSTRUCTION)
         for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
                               (interface.INSTRUCTION, self._on_instruction)):
@@ -193,12 +181,7 @@ class PolicyNode(SafeLifecycleNode):
 
     def _on_tick(self) -> None:
         self._consider_picture()
-        kind, sentence = self._cycle.why_hold(self._now_ns(), self._config.safety)
-        if kind != self._held_for:
-            self._held_for, self._held_since_ns, self._hold_told = kind, self._wall_ns(), False
-        if kind and not self._hold_told and self._wall_ns() - self._held_since_ns >= HOLD_TOLD_S * NS_PER_S:
-            self._hold_told = True
-            self._report.note(kind, sentence)
+        self._report.watch_hold(*self._cycle.why_hold(self._now_ns(), self._config.safety))
 
     def _consider_picture(self) -> None:
         """Start an inference on the newest picture if one is due, and nothing is wrong with it."""
@@ -231,19 +214,33 @@ class PolicyNode(SafeLifecycleNode):
 
     def _on_inference_end(self) -> None:
         for outcome in self._worker.collect():
-            inference = outcome.result
             if outcome.error is not None:
                 self._report.note_failure("inference", outcome.error)
-            if not self._cycle.end(outcome.item.generation, None if inference is None else inference.chunk):
-                self._report.health.counts["dropped_chunk"] += 1
+            counts = self._take_answer(outcome.item.generation, outcome.result)
             if self._active:
                 self._send_command()
-                if inference is not None and self._cycle.chunk is inference.chunk:
-                    self._tell_inference(outcome.item, inference)
+                if counts and outcome.result is not None and self._cycle.chunk is not None:
+                    self._tell_inference(outcome.item, outcome.result)
         self._consider_picture()
 
+    def _take_answer(self, generation: int, inference: Inference | None) -> bool:
+        """Whether the answer is in force now."""
+        chunk = None if inference is None else inference.chunk
+        try:
+            kind, sentence = self._cycle.end(generation, chunk, self._now_ns(), self._config.safety)
+        except InferenceError as error:
+            self._report.note_failure("inference", error)
+            return False
+        if sentence:
+            self._report.note(kind, sentence)
+        elif kind:
+            self._report.health.counts[kind] += 1
+        return chunk is not None and not kind
+
     def _tell_inference(self, job: Job, inference: Inference) -> None:
-        self._report.tell_inference(inference, job.observation.footprint_reason, self._now_ns())
+        self._report.tell_inference(inference, job.observation.footprint_reason, self._now_ns(),
+                                    deadline_ms=1e3 / self._config.control.control_hz,
+                                    engine=str(self._described.get("engine", "")))
         if self._overlay.wanted:
             height, width = job.observation.images[0].shape[:2]
             self._overlay.offer(OverlayRequest(job.observation, inference, self._policy.image_map(width, height),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sqap_vla_ros.config import build_config
+from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InputError
 from sqap_vla_ros.evaluation.blinding import Blindfold, pick_others, see_tokens
 from sqap_vla_ros.evaluation.closed_loop import Player, check_setup, choose_blind, find_footprint, limit_steps
@@ -15,10 +16,12 @@ from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.evaluation.plan import Job, Setup, exchange_task, plan_jobs
 from sqap_vla_ros.geometry.image_map import resize_map
 from sqap_vla_ros.knobs import FootprintKnobs, SafetyKnobs
+from sqap_vla_ros.models import registry
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.vit import VitConfig
 from sqap_vla_ros.policy.compression import compress_checkpoint
+from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.simulation.expert import act
 from sqap_vla_ros.simulation.layout import Layout
@@ -73,8 +76,10 @@ def test_scene_without_another_block_is_named():
         exchange_task(Task("reach", scene.colors[0]), scene)
 
 
-def test_what_would_fail_everywhere_is_found_first(checkpoint, tiny_demo, tmp_path):
+def test_what_would_fail_everywhere_is_found_first_without_reading_weights(checkpoint, tiny_demo, tmp_path,
+                                                                            monkeypatch):
     job = find_job()
+    monkeypatch.delattr(registry, "load_own_")
     check_setup(Setup(checkpoint, 2, "gripper"), [job])
     with pytest.raises(InputError, match="does not know 'put', 'in', 'tray'"):
         check_setup(Setup(checkpoint, 2), [replace(job, trial=replace(job.trial, task=Task("place", "red")))])
@@ -85,6 +90,31 @@ def test_what_would_fail_everywhere_is_found_first(checkpoint, tiny_demo, tmp_pa
     save_model(DemoVla(replace(config, action=arms)), tmp_path / "arms")
     with pytest.raises(CheckpointError, match="14 dimensions; to move one arm 7 are needed"):
         check_setup(Setup(str(tmp_path / "arms"), 2), [job])
+    with pytest.raises(ConfigError, match=r"control\.ensemble_horizon is 4 and control\.execute_steps is 2"):
+        check_setup(Setup(checkpoint, 2, settings={"control.ensemble_horizon": 4}), [job])
+
+
+def test_chunks_of_an_episode_are_blended_by_what_was_carried_out(checkpoint, tabletop, monkeypatch):
+    given, played, steps = [], [], np.random.default_rng(0).normal(scale=0.01, size=(5, 4, 7))
+
+    class Scripted:
+        config = build_config(Setup(checkpoint, 1, settings={"control.ensemble_horizon": 3}).knobs(FLOAT))
+
+        def infer(self, observation):
+            given.append(ActionChunk(observation.stamp_ns, 7, steps[len(given)]))
+            return SimpleNamespace(chunk=given[-1])
+
+    player = Player(Setup(checkpoint, 1))
+    for _ in range(2):
+        tabletop.reset(7_100)
+        given.clear()
+        look = player._look(Scripted(), tabletop, None, "block_red")
+        played.append([look(tabletop.render(), "pick up the red block")[0] for _ in range(5)])
+        assert [chunk.stamp_ns for chunk in given] == [index * 100_000_000 for index in range(5)]
+    ensemble = AdaptiveEnsemble(3, 0.1)
+    expected = [ensemble.blend(ActionChunk(index, 1, chunk), "").steps[0] for index, chunk in enumerate(steps)]
+    # Each episode begins another ensemble.
+    np.testing.assert_allclose(played, [expected, expected], atol=1e-12)
 
 
 @pytest.mark.parametrize("blind", ["", "random"])

@@ -24,7 +24,7 @@ KNOWN = (*STEPS, "fail", "crash", "block", "count")
 
 
 class FakePolicy:
-    """Obeys at once, or after ``delay_s``.
+    """Obeys at once, or after ``delay_s``, with ``chunk_steps`` steps.
 
     'fail' and 'crash' raise; 'block', and all after ``pause`` is set, wait for ``unblock``; 'count' gets faster by
     0.1 m/s with each step.
@@ -32,6 +32,7 @@ class FakePolicy:
 
     image_size = SIZE
     delay_s = 0.0
+    chunk_steps = CHUNK_STEPS
 
     def __init__(self, config):
         self.config = config
@@ -61,9 +62,9 @@ class FakePolicy:
         if observation.instruction == "block" or self.pause.is_set():
             self.unblock.wait(30.0)
         threading.Event().wait(self.delay_s)
-        steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (CHUNK_STEPS, 1))
+        steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (self.chunk_steps, 1))
         if observation.instruction == "count":
-            steps[:, 0] = 0.01 * np.arange(1, CHUNK_STEPS + 1)
+            steps[:, 0] = 0.01 * np.arange(1, self.chunk_steps + 1)
         kept = np.array([0, 5, 6, 9, 15])
         rules = np.array([0, 1, 1, 2, 2], dtype=np.int8)
         return Inference(ActionChunk(observation.stamp_ns, STEP_NS, steps),

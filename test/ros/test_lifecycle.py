@@ -10,12 +10,13 @@ from rcl_interfaces.srv import GetParameters
 
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models import registry
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.ros import codecs
 from sqap_vla_ros.ros.commands import HALTS
-from sqap_vla_ros.ros.policy_node import load_policy
+from sqap_vla_ros.ros.inference import load_policy
 
 
 def moves(message):
@@ -106,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_read_fails_configure_with_a_sentence(launch
     assert status.message.startswith("could not configure: ") and str(folder) in status.message
 
 
-def test_a_model_that_no_one_arm_can_be_moved_by_is_refused(tiny_demo, tmp_path):
+def test_a_model_that_no_one_arm_can_be_moved_by_is_refused_before_it_is_read(tiny_demo, tmp_path, monkeypatch):
     config = tiny_demo().config
     arms = replace(config.action, low=(0.0,) * 14, high=(1.0,) * 14, mask=(True,) * 14)
     for model, name in ((tiny_demo(), "arm"), (DemoVla(replace(config, action=arms)), "arms")):
@@ -114,6 +115,7 @@ def test_a_model_that_no_one_arm_can_be_moved_by_is_refused(tiny_demo, tmp_path)
     knobs = {"model.recipe": "float", "prune.rule": "none"}
     policy = load_policy(build_config({**knobs, "model.checkpoint": str(tmp_path / "arm")}))
     assert policy.describe()["family"] == "demo"
+    monkeypatch.delattr(registry, "load_own_")
     with pytest.raises(CheckpointError, match="14 dimensions; to move one arm 7 are needed"):
         load_policy(build_config({**knobs, "model.checkpoint": str(tmp_path / "arms")}))
 

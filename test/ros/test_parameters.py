@@ -4,7 +4,7 @@ from rclpy.context import Context
 from rclpy.exceptions import ParameterException
 from rclpy.parameter import Parameter
 
-from sqap_vla_ros.config import Config, iterate_knobs
+from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.ros.parameters import change_config, declare_parameters, read_config
 
@@ -83,5 +83,10 @@ def test_changes_are_checked_and_the_fixed_ones_refused_once_configured():
         change("model.recipe", "w2a2", configured=False)
     with pytest.raises(ConfigError, match="one radius per frame"):
         change("footprint.radii_m", [0.1], configured=True)
+    ensemble = build_config({"control.ensemble_horizon": 2, "control.execute_steps": 1})
+    with pytest.raises(ConfigError, match=r"set control\.execute_steps to 1, or control\.ensemble_horizon to 1"):
+        change_config(ensemble, [Parameter("control.execute_steps", value=2)], configured=True)
+    with pytest.raises(ConfigError, match=r"control\.ensemble_horizon cannot change while the node is configured"):
+        change_config(ensemble, [Parameter("control.ensemble_horizon", value=1)], configured=True)
     # What is no knob is somebody else's.
     assert change("use_sim_time", True, configured=True) == Config()

@@ -1,4 +1,6 @@
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 
-from sqap_vla_ros.ros import codecs, diagnostics, interface
+from sqap_vla_ros.ros import codecs, health, interface
 
 
 def moves(message):
@@ -76,7 +78,7 @@ def test_the_observation_has_the_picture_the_words_and_the_robot_in_it(launch, p
 
 
 def test_each_inference_is_told_with_its_stages_and_tokens(launch, peer, monkeypatch):
-    monkeypatch.setattr(diagnostics, "REMEMBERED_S", 0.5)
+    monkeypatch.setattr(health, "REMEMBERED_S", 0.5)
     start(launch, peer)
     peer.wait_streaming(lambda: any(array.status[0].level == DiagnosticStatus.OK for array in peer.heard["latency"]),
                         "a protected inference")
@@ -117,7 +119,6 @@ def test_commands_go_on_during_a_slow_inference_and_end_with_the_chunk(launch, p
     _, _ = peer.diagnosis(lambda status, values: values["hold"] == "the next actions are not ready", "the hold")
     running.policy.pause.clear()
     running.policy.unblock.set()
-    # The answer to a picture that is older than its chunk lasts moves nothing; the next one does.
     peer.wait_twists(moves, "motion after the slow inference", count=3)
 
 
@@ -130,6 +131,77 @@ def test_a_new_instruction_voids_what_the_old_one_still_computes(launch, peer):
     assert {message.twist.linear.x for message in twists} == {0.0}
     _, _ = peer.diagnosis(lambda status, values: values["count.dropped_chunk"] == "1", "the dropped chunk")
     assert not any(message.twist.linear.x for message in peer.heard["twist"])
+
+
+# --- answers that take their time, and answers that are blended
+
+def find_runs(twists):
+    """Stamps of each stretch of motion that was followed by rest."""
+    runs, run = [], []
+    for message in twists:
+        if moves(message):
+            run.append(codecs.stamp_to_ns(message.header.stamp))
+        elif run:
+            runs.append(run)
+            run = []
+    return runs
+
+
+def test_a_policy_of_one_step_that_thinks_for_longer_than_a_step_moves_the_robot_once_per_look(launch, peer, fake):
+    class Slow(fake.FakePolicy):
+        delay_s, chunk_steps = 0.3, 1
+
+    running = start(lambda **options: launch(Slow, **options), peer)
+    peer.wait_streaming(lambda: len(find_runs(peer.heard["twist"])) >= 4, "four steps")
+    assert {round(message.twist.linear.x, 9) for message in peer.heard["twist"]} == {0.0, 0.2}
+    runs, looks = find_runs(peer.heard["twist"]), [seen.stamp_ns for seen in running.policy.observations]
+    for run in runs:
+        assert run[-1] - run[0] < fake.STEP_NS
+    assert max(run[-1] - run[0] for run in runs) > 0.5 * fake.STEP_NS
+    for before, after in itertools.pairwise(runs):
+        # What the arm does next was seen when it stood again, and thought about for 0.3 s.
+        assert any(before[-1] < look <= after[0] - 300_000_000 for look in looks)
+        assert len([look for look in looks if before[0] < look < after[0]]) == 1
+    _, values = peer.diagnosis(lambda status, values: int(values["inferences"]) >= 4, "the count")
+    assert (values["count.late_answer"], values["count.over_chunk"], values["count.dropped_chunk"]) == ("0", "0", "0")
+    assert float(values["image_age_p50_ms"]) >= 300.0
+
+
+def test_an_answer_to_a_picture_that_is_too_old_moves_nothing_until_the_knob_allows_it(launch, peer, fake):
+    class Slow(fake.FakePolicy):
+        delay_s = 0.2
+
+    start(lambda **options: launch(Slow, **options), peer, safety__max_answer_age_s=0.1)
+    status, values = peer.diagnosis(lambda status, values: int(values["count.late_answer"]) >= 2
+                                    and "an answer came" in status.message, "the count")
+    assert status.level == DiagnosticStatus.WARN and values["count.inference"] == "0"
+    assert re.fullmatch(r"an answer came \d+\.\d\d s after its image, and safety\.max_answer_age_s is 0\.1 s; raise "
+                        r"that, or take a faster model\.recipe or model\.engine", values["reason.late_answer"])
+    assert values["hold"].startswith("an answer came ")
+    assert peer.heard["twist"] and all(map(rests, peer.heard["twist"]))
+    assert set_parameter(peer, "safety.max_answer_age_s", 30.0).successful
+    peer.wait_twists(moves, "motion", count=3)
+
+
+def test_an_ensemble_blends_what_follows_one_instruction(launch, peer, fake):
+    class Wavering(fake.FakePolicy):
+        def infer(self, observation):
+            inference = super().infer(observation)
+            if observation.instruction == "go" and len(self.observations) % 2 == 0:
+                inference.chunk.steps[:, 0] = 0.04
+            return inference
+
+    start(lambda **options: launch(Wavering, **options), peer, control__ensemble_horizon=2,
+          control__ensemble_alpha=0.0, control__execute_steps=1)
+    # 2 and 4 cm in turn, per 0.1 s.
+    peer.wait_twists(lambda message: message.twist.linear.x == pytest.approx(0.3), "the blend", count=20)
+    refused = set_parameter(peer, "control.execute_steps", 2)
+    assert not refused.successful and "set control.execute_steps to 1, or control.ensemble_horizon" in refused.reason
+    peer.instruct("shift")
+    peer.wait_twists(lambda message: message.twist.linear.y == pytest.approx(0.1), "the other motion", count=10)
+    # Nothing of the first instruction was in any chunk of the second.
+    assert not any(message.twist.linear.x and message.twist.linear.y for message in peer.heard["twist"])
+    assert [goal.position for goal in peer.heard["gripper"]] == [0.08, 0.0]
 
 
 # --- what can be wrong with the words
@@ -270,8 +342,10 @@ def test_a_policy_that_fails_holds_the_robot_and_is_an_error(launch, peer, instr
 
 def set_parameter(peer, name, value):
     client = peer.node.create_client(SetParameters, "policy_node/set_parameters")
-    typed = (ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value) if isinstance(value, float)
-             else ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value))
+    kind, field = {float: (ParameterType.PARAMETER_DOUBLE, "double_value"),
+                   int: (ParameterType.PARAMETER_INTEGER, "integer_value"),
+                   str: (ParameterType.PARAMETER_STRING, "string_value")}[type(value)]
+    typed = ParameterValue(type=kind, **{field: value})
     request = SetParameters.Request(parameters=[Parameter(name=name, value=typed)])
     return peer.call(client, request).results[0]
 

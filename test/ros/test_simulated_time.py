@@ -110,6 +110,31 @@ def test_a_jump_ahead_ends_the_chunk_and_the_next_picture_begins_another(lock_st
     assert [goal.position for goal in loop.peer.heard["gripper"]] == [0.08, 0.08]
 
 
+def test_an_answer_that_time_did_not_wait_for_begins_with_its_first_step(lock_step):
+    loop = lock_step()
+    loop.begin("count")
+    loop.step(START_NS + STEP_NS)
+    peer, policy, look_ns = loop.peer, loop.running.policy, START_NS + 8 * STEP_NS
+    # The chunk ends and no picture comes, so the robot holds.
+    peer.tick(look_ns - STEP_NS)
+    peer.wait(lambda: any(stamp(message) == look_ns - STEP_NS for message in peer.heard["twist"]), "the hold")
+    policy.pause.set()
+    policy.observations.clear()
+    peer.tick(look_ns)
+    peer.send_frame(stamp_ns=look_ns)
+    peer.wait(lambda: policy.observations, "the look")
+    later = [look_ns + steps * STEP_NS for steps in (3, 4)]
+    peer.tick(later[0])
+    peer.wait(lambda: any(stamp(message) == later[0] for message in peer.heard["twist"]), "a hold")
+    assert {speed(message) for message in peer.heard["twist"] if stamp(message) >= look_ns} == {0.0}
+    policy.unblock.set()
+    peer.wait(lambda: speed(peer.heard["twist"][-1]), "motion")
+    peer.tick(later[1])
+    peer.wait(lambda: stamp(peer.heard["twist"][-1]) == later[1], "a command for the next step")
+    moved = {(stamp(message), speed(message)) for message in peer.heard["twist"] if stamp(message) >= look_ns}
+    assert moved == {(later[0], 0.0), (later[0], 0.1), (later[1], 0.2)}
+
+
 def test_a_jump_back_forgets_all_that_has_a_stamp(lock_step):
     loop = lock_step()
     loop.begin("count")

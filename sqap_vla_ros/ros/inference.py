@@ -1,0 +1,64 @@
+"""The policy as the node sees it: what it must offer, where it comes from, one inference to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqap_vla_ros.config import Config
+from sqap_vla_ros.data import Inference, Observation
+from sqap_vla_ros.geometry.image_map import ImageMap
+
+
+class PolicyLike(Protocol):
+    """What the node needs of :class:`~sqap_vla_ros.policy.policy.Policy`."""
+
+    def infer(self, observation: Observation) -> Inference:
+        """Look once, decide the next steps."""
+
+    def check_instruction(self, text: str) -> None:
+        """Raise InputError for an instruction that cannot be followed."""
+
+    def warm_up(self) -> None:
+        """Make the first inference as fast as the others."""
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What runs."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's picture, px."""
+
+    def image_map(self, width: int, height: int) -> ImageMap:
+        """Camera pixels to model pixels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One inference to make.
+
+    :param observation: what the policy sees
+    :param frame_id: of the image
+    :param generation: of the cycle in which it began
+    """
+
+    observation: Observation
+    frame_id: str
+    generation: int
+
+
+def load_policy(config: Config) -> PolicyLike:
+    """The policy of :func:`~sqap_vla_ros.policy.policy.build_policy`.
+
+    Its libraries take seconds to import; this way configure takes them, and the node itself is up at once. Whether the
+    model fits one arm is known before its weights are read, which may take minutes.
+
+    :raises CheckpointError: when the checkpoint cannot be used, or cannot move one arm by one picture
+    :raises ConfigError: when a knob does not fit the model or the machine
+    """
+    from sqap_vla_ros.models.registry import describe_checkpoint
+    from sqap_vla_ros.policy.policy import build_policy
+    from sqap_vla_ros.policy.wiring import check_arm, choose_settings
+
+    check_arm(describe_checkpoint(config.model.checkpoint, settings=choose_settings(config.model)).model)
+    return build_policy(config)
