@@ -147,6 +147,11 @@ def of_camera(endpoint: Endpoint, camera: str) -> Endpoint:
     return replace(endpoint, name=f"{camera}/{endpoint.name.partition('/')[2]}")
 
 
+def in_dry_run(endpoint: Endpoint) -> Endpoint:
+    """The topic of the node's own that stands for one of the robot's."""
+    return replace(endpoint, name=f"~/dry_run/{endpoint.name}")
+
+
 def subscribe(node: Node, endpoint: Endpoint, callback: Callable[[Any], None]) -> Subscription:
     """Create the receiving end of a topic."""
     assert endpoint.qos is not None, f"{endpoint.name} is not a topic"

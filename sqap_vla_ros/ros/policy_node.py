@@ -80,7 +80,7 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._end_thread, self._worker.stop)
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
         self._closing.callback(self._end_thread, self._overlay.close)
-        self._commander = Commander(self, lambda sentence: self._report.note("gripper", sentence))
+        self._commander = Commander(self, self._config.control, lambda text: self._report.note("gripper", text))
         self._closing.callback(self._commander.close)
         self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
         self._closing.callback(self._finder.close)
@@ -102,7 +102,7 @@ class PolicyNode(SafeLifecycleNode):
     def act_safely(self) -> None:
         """Zero velocity, several times."""
         if self._active:
-            self._commander.halt(self._config.control, self._now_ns())
+            self._commander.halt(self._now_ns())
 
     def stop(self) -> None:
         """Do nothing any more; the instruction ends, so that motion needs a new one."""
@@ -264,7 +264,7 @@ class PolicyNode(SafeLifecycleNode):
             self._report.note_failure("inference", error)
             command = None
         if command is None:
-            self._commander.hold(control, now_ns)
+            self._commander.hold(now_ns)
             return
         self._report.health.counts["clamped"] += command.clamped
         self._commander.command(command.velocity, command.opening, control, now_ns)
