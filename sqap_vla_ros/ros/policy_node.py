@@ -23,8 +23,8 @@ from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.errors import ConfigError, InferenceError, InputError
 from sqap_vla_ros.policy.ensemble import build_ensemble
 from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.actuation import Actuation
 from sqap_vla_ros.ros.codecs import NS_PER_S, decode_image, stamp_to_ns
-from sqap_vla_ros.ros.commands import Commander
 from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle, Picture
 from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.health import Summary
@@ -59,6 +59,9 @@ class PolicyNode(SafeLifecycleNode):
         self._described: dict[str, str | int | float] = {}
         self._closing, self._active = ExitStack(), False
         self._cycle, self._report = Cycle(), Reporter(self)
+        self._panel = Panel(self, self._report)
+        self._beats: list[Timer] = []
+        self._offered_ns = 0
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._inference_ended = self.create_guard_condition(self._on_inference_end)
         self._active_instruction = interface.advertise(self, interface.ACTIVE_INSTRUCTION)
@@ -75,15 +78,16 @@ class PolicyNode(SafeLifecycleNode):
         self._policy = self._policy_factory(self._config)
         self._closing.callback(delattr, self, "_policy")
         self._policy.warm_up()
+        self.get_logger().info(self._policy.check_itself())
         self._described = self._policy.describe()
         self._worker = LatestWorker(self._infer, self._inference_ended.trigger, "inference")
         self._closing.callback(self._end_thread, self._worker.stop)
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
         self._closing.callback(self._end_thread, self._overlay.close)
-        self._commander = Commander(self, self._config.control, lambda text: self._report.note("gripper", text))
-        self._closing.callback(self._commander.close)
         self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
         self._closing.callback(self._finder.close)
+        self._actuation = Actuation(self, self._config, self._panel.interlock, self._report, self._find_tool)
+        self._closing.callback(self._actuation.close)
         self._cycle = Cycle(build_ensemble(self._config.control))
         self._set_instruction("", NO_INSTRUCTION)
         for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
@@ -94,22 +98,29 @@ class PolicyNode(SafeLifecycleNode):
     def start(self) -> None:
         """Begin to consider pictures and to publish commands."""
         self._cycle.clear()
-        control = self._config.control
-        self._beats = [self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
-                       self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
+        self._actuation.begin()
+        self._set_beats(self._config.control)
         self._active = True
+
+    def _set_beats(self, control: ControlKnobs | None) -> None:
+        # None ends them.
+        for beat in self._beats:
+            self.destroy_timer(beat)
+        self._beats = [] if control is None else [
+            self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
+            self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
 
     def act_safely(self) -> None:
         """Zero velocity, several times."""
         if self._active:
-            self._commander.halt(self._now_ns())
+            self._actuation.halt(self._now_ns())
 
     def stop(self) -> None:
         """Do nothing any more; the instruction ends, so that motion needs a new one."""
         if self._active:
             self._active = False
-            for beat in self._beats:
-                self.destroy_timer(beat)
+            self._set_beats(None)
+            self._actuation.end()
             self._set_instruction("", NO_INSTRUCTION)
         self._cycle.clear()
 
@@ -117,6 +128,7 @@ class PolicyNode(SafeLifecycleNode):
         """Close the ROS ends, end the threads, let go of the model; as much of it as there is."""
         self._described = {}
         self._closing.close()
+        free_memory()
 
     def _end_thread(self, stop: Callable[[float], bool]) -> None:
         if not stop(STOP_TIMEOUT_S):
@@ -151,6 +163,7 @@ class PolicyNode(SafeLifecycleNode):
             self._set_instruction("", "the instruction is empty")
             return
         try:
+            check_allowed(text, self._config.input.instructions)
             self._policy.check_instruction(text)
         except InputError as error:
             self._report.note("instruction", str(error))
@@ -171,16 +184,26 @@ class PolicyNode(SafeLifecycleNode):
             self._finder.clear()
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        before = self._config
         try:
-            self._config = change_config(self._config, parameters, configured=self.phase != "unconfigured")
+            changed = change_config(before, parameters, configured=self.phase != "unconfigured")
+            if changed.prune != before.prune and self.phase in ("inactive", "active"):
+                self._policy.adapt(changed.prune)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._config = changed
+        if self._active and changed.control.control_hz != before.control.control_hz:
+            self._set_beats(changed.control)
         return SetParametersResult(successful=True)
 
     # --- one control cycle
 
     def _on_tick(self) -> None:
         self._consider_picture()
+        busy_s = age_s(self._offered_ns, self._wall_ns()) if self._worker.busy else 0.0
+        if busy_s > self._config.safety.max_inference_s:
+            self._panel.trip(f"an inference has taken {busy_s:.1f} s by now; safety.max_inference_s is "
+                             f"{self._config.safety.max_inference_s:g} s")
         self._report.watch_hold(*self._cycle.why_hold(self._now_ns(), self._config.safety))
 
     def _consider_picture(self) -> None:
@@ -206,6 +229,7 @@ class PolicyNode(SafeLifecycleNode):
                 self._cycle.refuse_picture(InputError(found.reason))
                 return
         self._cycle.begin()
+        self._offered_ns = self._wall_ns()
         self._worker.offer(Job(Observation(picture.stamp_ns, (rgb,), self._cycle.instruction, (found.footprint,),
                                            found.reason), message.header.frame_id, self._cycle.generation))
 
@@ -214,8 +238,11 @@ class PolicyNode(SafeLifecycleNode):
 
     def _on_inference_end(self) -> None:
         for outcome in self._worker.collect():
-            if outcome.error is not None:
+            if outcome.error is None:
+                self._panel.interlock.note_success()
+            else:
                 self._report.note_failure("inference", outcome.error)
+                self._panel.note_failure(str(outcome.error), self._config.safety.max_failures)
             counts = self._take_answer(outcome.item.generation, outcome.result)
             if self._active:
                 self._send_command()
@@ -254,25 +281,18 @@ class PolicyNode(SafeLifecycleNode):
             self._send_command()
 
     def _send_command(self) -> None:
-        now_ns, control = self._now_ns(), self._config.control
-        waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), control.execute_steps)
+        now_ns, execute_steps = self._now_ns(), self._config.control.execute_steps
+        waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), execute_steps)
         if now_ns == 0 or waits:
             return
-        try:
-            command = self._cycle.command(now_ns, self._config.safety)
-        except InferenceError as error:
-            self._report.note_failure("inference", error)
-            command = None
-        if command is None:
-            self._commander.hold(now_ns)
-            return
-        self._report.health.counts["clamped"] += command.clamped
-        self._commander.command(command.velocity, command.opening, control, now_ns)
+        self._actuation.send(self._cycle, self._config, now_ns)
 
     def _publish_summary(self) -> None:
         now_ns = self._now_ns()
         hold = self._cycle.why_hold(now_ns, self._config.safety)[1] if self._active else ""
-        summary = Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described)
+        stop = self._panel.interlock.why_stopped(self._config.control)[1]
+        summary = Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described, stop,
+                          self._cycle.ages_s(now_ns))
         self._report.tell_summary(summary, now_ns)
 
     # --- small change
