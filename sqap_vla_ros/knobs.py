@@ -82,7 +82,8 @@ class PruneKnobs:
                                "that of the hidden states.", choices=("patch", "feature"))
     area_attention: bool = knob(True, "Whether a kept token gets the attention of all tokens that it stands for, in "
                                 "the sqap rules.")
-    seed: int = knob(0, "Seed of the rule 'random', and of ties where a rule must not see attention.", minimum=0,
+    seed: int = knob(0, "Seed of the rule 'random', of ties where a rule must not see attention, and of the noise that "
+                     "CogACT's actions and those of OpenVLA-OFT's diffusion head are made from.", minimum=0,
                      maximum=999_999)
 
 

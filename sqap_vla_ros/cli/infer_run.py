@@ -22,10 +22,9 @@ from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.models.registry import CheckpointFacts, describe_checkpoint
 from sqap_vla_ros.policy.observations import read_picture
 from sqap_vla_ros.policy.overlay import draw_overlay
-from sqap_vla_ros.policy.policy import Policy, build_policy, token_grids
+from sqap_vla_ros.policy.policy import Policy, build_policy
 from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state
-from sqap_vla_ros.policy.wiring import check_recipe, choose_settings, find_device, find_dtype
-from sqap_vla_ros.pruning.pruner import Pruner
+from sqap_vla_ros.policy.wiring import check_fit, choose_settings
 from sqap_vla_ros.quantization.recipe import FLOAT, STORED
 
 _UNITS = ("m",) * 3 + ("rad",) * 3 + ("0 to 1",)
@@ -63,7 +62,7 @@ def _choose(args: argparse.Namespace) -> tuple[Config, CheckpointFacts]:
     values = vars(args)
     config = build_config({**dict(args.set), **args.prune.knobs, **{name: values[name] for name in args.knobs},
                            "model.checkpoint": args.checkpoint, "model.recipe": args.recipe or FLOAT})
-    facts = describe_checkpoint(args.checkpoint, settings=choose_settings(config.model))
+    facts = describe_checkpoint(args.checkpoint, settings=choose_settings(config.model), chosen=True)
     if args.recipe is None and facts.artifact is not None:
         config = build_config({"model.recipe": STORED}, config)
     return config, facts
@@ -71,11 +70,7 @@ def _choose(args: argparse.Namespace) -> tuple[Config, CheckpointFacts]:
 
 def _check(config: Config, facts: CheckpointFacts, observation: Observation) -> None:
     # What a policy would find out too, before the weights of a large model are read in vain.
-    check_recipe(config, facts)
-    find_dtype(config.model)
-    device = find_device(config.model.device)
-    if config.prune.rule != "none":
-        Pruner(config.prune, token_grids(facts.model), device).check_depth(facts.model.decoder.config.num_hidden_layers)
+    check_fit(config, facts)
     Policy(facts.model, config, None, None, torch.device("meta")).check_instruction(observation.instruction)
     prepare_state(observation.state, facts.model)
 

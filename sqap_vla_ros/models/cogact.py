@@ -196,4 +196,5 @@ def _outline_head(checkpoint: PrismaticCheckpoint) -> ActionModel:
     return head
 
 
-FAMILY = Family(CogActConfig.from_json, CogAct, (TOKENIZER_FILE,), _recognize, open_cogact, (HEAD,))
+FAMILY = Family(CogActConfig.from_json, CogAct, (TOKENIZER_FILE,), _recognize, open_cogact, (HEAD,),
+                settings=("dataset",))

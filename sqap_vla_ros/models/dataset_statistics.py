@@ -86,7 +86,8 @@ class DatasetStatistics:
                 if name in self.datasets:
                     return name
         asked = "no data set is named" if dataset is None else f"there is no data set {dataset!r}"
-        raise ConfigError(f"{asked} to un-normalise actions by; '{self.source}' knows {', '.join(self.datasets)}")
+        raise ConfigError(f"{asked} to un-normalise actions by; '{self.source}' knows {', '.join(self.datasets)}; name "
+                          "one of them as model.dataset, on the command line --dataset")
 
     def bounds(self, dataset: str | None, part: str, normalization: str) -> Bounds:
         """Ends of one data set's actions or states.

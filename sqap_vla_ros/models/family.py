@@ -63,6 +63,8 @@ class Family:
     :param open: finds out what such a folder holds; raises CheckpointError for the folder and ConfigError for settings
         that do not fit it. None for a family that was never published in a layout of its own
     :param float32_parts: beginnings of the names of tensors that are float32 whatever the others compute in
+    :param settings: which of :class:`~sqap_vla_ros.models.vla.ModelSettings` that are empty unless somebody names them,
+        "dataset" and "robot", mean something to its models; the others are refused
     """
 
     read_config: Callable[[dict[str, Any]], Any]
@@ -71,6 +73,7 @@ class Family:
     recognize: Callable[[Path, dict[str, Any]], bool] = lambda folder, values: False
     open: Callable[[Path, dict[str, Any], ModelSettings], Opened] | None = None
     float32_parts: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 def without_draws() -> AbstractContextManager[Any]:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.action_tokens import ActionTokens
 from sqap_vla_ros.models.dataset_statistics import CONFIG_FILE, DatasetStatistics, read_statistics
 from sqap_vla_ros.models.family import Family, Opened, Wanted
 from sqap_vla_ros.models.llama_tokenizer import TOKENIZER_FILE, LlamaTokenizer, check_prompt
 from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import PrismaticCheckpoint, find_tokenizer, open_prismatic
+from sqap_vla_ros.models.prismatic_sizes import ARCHITECTURE_FILE
 from sqap_vla_ros.models.vla import ActionSpec, Later, ModelSettings
 
 
@@ -111,6 +112,11 @@ class OpenVla(PrismaticVlm):
 
 
 def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Opened:
+    if settings.robot:
+        raise ConfigError(f"model.robot is '{settings.robot}', which is for OpenVLA-OFT, and '{folder}' is taken for "
+                          "OpenVLA, as no action head or projector lies in it; if it is OpenVLA-OFT that writes its "
+                          f"actions as words, put {{\"family\": \"openvla-oft\"}} into '{ARCHITECTURE_FILE}' there, "
+                          "else leave model.robot empty")
     checkpoint, statistics, tokenizer = open_prismatic(folder), read_statistics(folder), find_tokenizer(folder)
 
     def load_(model: nn.Module, dtype: torch.dtype, wanted: Wanted) -> None:
@@ -143,4 +149,4 @@ def find_tokens(checkpoint: PrismaticCheckpoint) -> ActionTokens:
 
 
 FAMILY = Family(OpenVlaConfig.from_json, OpenVla, (TOKENIZER_FILE,),
-                lambda folder, values: values.get("model_type") == "openvla", _open)
+                lambda folder, values: values.get("model_type") == "openvla", _open, settings=("dataset",))

@@ -221,8 +221,10 @@ def _wide(like: Tensor) -> torch.dtype:
 def _recognize(folder: Path, values: dict[str, Any]) -> bool:
     if values.get("model_type") != "openvla":
         return False
-    return (any(find_part(folder, part) for part in PARTS)
-            or read_architecture(folder).get("family") == OpenVlaOft.family)
+    # Without a file beside it, one that writes its actions as words looks as OpenVLA does: somebody has to tell.
+    architecture = read_architecture(folder)
+    return (any(find_part(folder, part) for part in PARTS) or architecture.get("family") == OpenVlaOft.family
+            or "robot" in architecture)
 
 
 def _open(folder: Path, values: dict[str, Any], settings: ModelSettings) -> Opened:
@@ -264,4 +266,5 @@ def _read_beside(folder: Path, vlm: PrismaticConfig, *, has_weights: bool) -> di
             for name, tensor in module.state_dict().items()}
 
 
-FAMILY = Family(OftConfig.from_json, OpenVlaOft, (TOKENIZER_FILE,), _recognize, _open)
+FAMILY = Family(OftConfig.from_json, OpenVlaOft, (TOKENIZER_FILE,), _recognize, _open,
+                settings=("dataset", "robot"))

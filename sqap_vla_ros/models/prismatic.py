@@ -188,34 +188,32 @@ def load_prismatic_(model: PrismaticVlm, tensors: TensorFiles, keys: KeyMap, *, 
 
     Tensors of a language head that the model does not have are not read.
 
-    :param model: of the sizes that the checkpoint has
+    :param model: that :func:`check_keys` found nothing to say against
     :param tensors: of the checkpoint
     :param keys: which tensor is where
     :param dtype: what the model computes in
     :param wanted: whether a tensor of that name in the model is meant
-    :param elsewhere: beginnings of the names, in the model and in the checkpoint, of tensors that belong to a family's
-        own parts, such as "action_model."; they are left as they are
-    :raises CheckpointError: naming file and tensor that is missing, of another shape, damaged or unknown to the model
+    :param elsewhere: beginnings of the names of tensors that belong to a family's own parts, such as "action_model.";
+        they are left as they are
+    :raises CheckpointError: naming file and tensor that is damaged
     """
-    expected = check_keys(model, tensors, keys, wanted=wanted, elsewhere=elsewhere)
-    state = {name: tensors.read(keys.stored[name], shape).to(dtype) for name, shape in expected.items()}
+    state = {name: tensors.read(keys.stored[name], tuple(tensor.shape)).to(dtype)
+             for name, tensor in model.state_dict().items() if wanted(name) and not name.startswith(elsewhere)}
     model.load_state_dict(state, strict=False, assign=True)  # strict would ask for a family's own parts too
 
 
-def check_keys(model: nn.Module, tensors: TensorFiles, keys: KeyMap, *, wanted: Wanted = all_names,
-               elsewhere: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+def check_keys(model: nn.Module, tensors: TensorFiles, keys: KeyMap, *, elsewhere: tuple[str, ...] = ()) -> None:
     """Compare what a model needs with what a checkpoint has, before anything is read.
 
     :param model: of the sizes that the checkpoint has, with or without weights
     :param tensors: of the checkpoint
     :param keys: which tensor is where
-    :param wanted: whether a tensor of that name in the model is meant
-    :param elsewhere: beginnings of the names of tensors that another part of the model reads
-    :return: shape of each of the model's tensors that are wanted
+    :param elsewhere: beginnings of the names, in the model and in the checkpoint, of tensors that another part of the
+        model reads
     :raises CheckpointError: naming file and tensor that is missing, of another shape or unknown to the model
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-                if wanted(name) and not name.startswith(elsewhere)}
+                if not name.startswith(elsewhere)}
     for name, shape in expected.items():
         if name not in keys.stored:
             raise CheckpointError(f"{tensors.place} has no tensor for '{name}'; the checkpoint is of another model, or "
@@ -226,9 +224,8 @@ def check_keys(model: nn.Module, tensors: TensorFiles, keys: KeyMap, *, wanted: 
                                   f"{tensors.shape(stored)}, but the others need {shape}; the file is of another model")
     # A language head is left out where no token is predicted.
     homeless = [stored for name, stored in keys.stored.items()
-                if wanted(name) and name not in expected and not name.startswith("lm_head.")]
+                if name not in expected and not name.startswith("lm_head.")]
     homeless += [stored for stored in keys.others if not stored.startswith(elsewhere)]
     if homeless:
         raise CheckpointError(f"the tensor '{homeless[0]}' in '{tensors.path(homeless[0])}' has no place in a "
                               "Prismatic model with a Llama; the checkpoint is of another model")
-    return expected

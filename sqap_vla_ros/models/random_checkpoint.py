@@ -106,10 +106,10 @@ def make_random(family: str, place: str | Path, size: str = "7b", *, seed: int =
 
 
 class _Filler:
-    # Values for tensors, by their names, and the count of those that are done.
+    # Values for tensors, by their names, and the count of those that are done; ``total`` is set before the first.
     def __init__(self, seed: int, listener: Listener) -> None:
         self._seed, self._listener = seed, listener
-        self.done = self.total = 0
+        self._done = self.total = 0
 
     def draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """bfloat16; weights keep the size of what they multiply."""
@@ -119,8 +119,8 @@ class _Filler:
             values.mul_(0.1).add_(1.0)
         else:
             values.mul_(0.02 if len(shape) < 2 or "embed" in name else 1 / math.sqrt(math.prod(shape[1:])))
-        self.done += 1
-        self._listener("tensors written", self.done, self.total)
+        self._done += 1
+        self._listener("tensors written", self._done, self.total)
         return values.to(torch.bfloat16)
 
 
@@ -132,6 +132,7 @@ def _write_cogact(dit: str) -> Callable[[Path, Size, _Filler], None]:
             part, _, rest = name.partition(".")
             tree.setdefault(part, {})[rest] = shape
         tree["action_model"] = net
+        filler.total = len(vlm) + len(net)
         (folder / "checkpoints").mkdir()
         _write_pickle(folder / "checkpoints" / "step-000000-epoch-00-loss=0.0000.pt", {"model": tree}, filler)
         _write_json(folder / "config.json", {
@@ -144,19 +145,22 @@ def _write_cogact(dit: str) -> Callable[[Path, Size, _Filler], None]:
 
 
 def _write_openvla(folder: Path, size: Size, filler: _Filler) -> None:
-    _write_shards(folder, _vlm_shapes(size.vlm, HF), filler)
+    vlm = _vlm_shapes(size.vlm, HF)
+    filler.total = len(vlm)
+    _write_shards(folder, vlm, filler)
     _write_hf_config(folder, size, {_DATASET: {"action": _statistics(7)}})
 
 
 def _write_oft(folder: Path, size: Size, filler: _Filler) -> None:
     preset, width = PRESETS["libero"], size.vlm.decoder.hidden_size
-    head = _shapes_of(ChunkHead, preset.action_dims, width, width)
+    vlm, head = _vlm_shapes(size.vlm, HF), _shapes_of(ChunkHead, preset.action_dims, width, width)
     state = _shapes_of(TokenProjector, preset.proprio_dims, width)
+    filler.total = len(head) + len(state) + len(vlm)
     _write_pickle(folder / "action_head--0_checkpoint.pt",
                   {f"module.{head_file_name(name)}": shape for name, shape in head.items()}, filler)
     _write_pickle(folder / "proprio_projector--0_checkpoint.pt",
                   {f"module.{name}": shape for name, shape in state.items()}, filler)
-    _write_shards(folder, _vlm_shapes(size.vlm, HF), filler)
+    _write_shards(folder, vlm, filler)
     _write_hf_config(folder, size, {_DATASET: {"action": _statistics(preset.action_dims),
                                                "proprio": _statistics(preset.proprio_dims)}})
 
@@ -196,7 +200,6 @@ def _shapes_of(build: Callable[..., nn.Module], *values: Any) -> Shapes:
 
 
 def _write_shards(folder: Path, shapes: Shapes, filler: _Filler) -> None:
-    filler.total += len(shapes)
     shards: list[list[str]] = [[]]
     room = SHARD_BYTES
     for name, shape in shapes.items():
@@ -222,7 +225,6 @@ def _write_pickle(path: Path, tree: dict[str, Any], filler: _Filler) -> None:
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)  # a disk that is full is found out here
     names = list(_leaves(tree, ()))
-    filler.total += len(names)
     filled = 0
     while filled < len(names):
         with _shared_maps():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import sqap_vla_ros
-from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models import cogact, demo, openvla, openvla_oft
 from sqap_vla_ros.models.family import Family, Opened, Wanted, all_names, build_empty
 from sqap_vla_ros.models.json_file import read_json
@@ -63,27 +63,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class FloatSource:
-    """A float model and where its weights come from.
-
-    :param model: on the meta device
-    :param load_: gives it those of whose names it is told that they are wanted
-    """
-
-    model: VlaModel
-    load_: Callable[[Wanted], None]
-
-
-@dataclass(frozen=True)
 class CheckpointFacts:
     """What can be told of a checkpoint without reading its weights.
 
     :param folder: where it is
     :param family: of models
-    :param model: without weights, as its configuration describes it; float also where the checkpoint is compressed
+    :param model: without weights, on the meta device; float also where the checkpoint is compressed
+    :param load_: of a float checkpoint, gives the model those weights of whose names it is told that they are wanted,
+        in float32
     :param artifact: what a compressed checkpoint tells of itself; None for a float one
     :param tensors: safetensors' type, and shape, of each tensor, by its name in the model or, where the checkpoint is
         compressed, in the file
+    :param sources: files that decide what the model does, by name; what is hashed
     :param file_bytes: size of each file
     :param companions: files that an artifact of this model needs beside its weights, by the names they have there
     """
@@ -91,8 +82,10 @@ class CheckpointFacts:
     folder: Path
     family: str
     model: VlaModel
+    load_: Callable[[Wanted], None]
     artifact: Artifact | None
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    sources: Mapping[str, Path]
     file_bytes: dict[str, int]
     companions: Mapping[str, Path]
 
@@ -162,7 +155,7 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
     :raises ConfigError: for an unknown engine, or settings that the model cannot have
     """
     found = _find(folder, settings)
-    model: Any = _build(found)
+    model: Any = _build(found, settings)
     model.choose(settings)
     if (artifact := found.artifact) is not None:
         report = restore_artifact_(model, artifact, engine=engine, dtype=dtype,
@@ -172,38 +165,28 @@ def load_checkpoint(folder: str | Path, *, engine: str = "cpu", dtype: torch.dty
     return Checkpoint(model.eval(), None, None)
 
 
-def open_float(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS) -> FloatSource:
-    """A float checkpoint whose weights are read when they are asked for, in float32.
-
-    Nothing is chosen about the model, so that all can be chosen of what is made of it.
-
-    :param folder: as for :func:`load_checkpoint`, and not compressed
-    :param settings: what must be known to open it, such as the robot
-    :raises CheckpointError: as :func:`load_checkpoint` does
-    """
-    found = _find(folder, settings)
-    model: Any = _build(found)
-    return FloatSource(model.eval(), lambda wanted: found.load_(model, torch.float32, wanted))
-
-
-def describe_checkpoint(folder: str | Path, *, settings: ModelSettings | None = None) -> CheckpointFacts:
+def describe_checkpoint(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS,
+                        chosen: bool = False) -> CheckpointFacts:
     """Tell what a checkpoint is from its configuration and its tensors' header.
 
     :param folder: as for :func:`load_checkpoint`
-    :param settings: what is chosen about the model; None leaves that open, and with it what depends on it, such as the
-        units of actions where there are several data sets
+    :param settings: what must be known to open it, such as the robot
+    :param chosen: choose about the model what the settings say; else that is left open, and with it what depends on it,
+        such as the units of actions where there are several data sets
     :raises CheckpointError: naming the file that is missing or damaged
     :raises ConfigError: for settings that the model cannot have
     """
-    found = _find(folder, settings or DEFAULT_SETTINGS)
-    model: Any = _build(found)
-    if settings is not None:
+    found = _find(folder, settings)
+    model: Any = _build(found, settings)
+    if chosen:
         model.choose(settings)
+    sources = found.sources
     if found.opened is not None:
-        tensors, files = found.opened.tensors, found.sources
+        tensors, files = found.opened.tensors, sources
     else:
-        tensors, files = list_stored(found.folder / TENSOR_FILE), {**found.sources, **found.companions}
-    return CheckpointFacts(found.folder, found.name, model, found.artifact, tensors,
+        tensors, files = list_stored(found.folder / TENSOR_FILE), {**sources, **found.companions}
+    return CheckpointFacts(found.folder, found.name, model.eval(),
+                           lambda wanted: found.load_(model, torch.float32, wanted), found.artifact, tensors, sources,
                            {name: path.stat().st_size for name, path in files.items()}, found.companions)
 
 
@@ -217,21 +200,26 @@ def verify_checkpoint(folder: str | Path, listener: Listener = lambda stage, don
     found = _find(folder, DEFAULT_SETTINGS)
     if found.artifact is None:
         raise CheckpointError(f"'{found.folder}' is no compressed checkpoint")
-    verify_artifact(_build(found), found.artifact, listener)
+    verify_artifact(_build(found, DEFAULT_SETTINGS), found.artifact, listener)
 
 
-def hash_checkpoint(folder: str | Path, *, settings: ModelSettings = DEFAULT_SETTINGS,
-                    listener: Listener = lambda stage, done, total: None) -> dict[str, str]:
+def hash_checkpoint(folder: str | Path, *, listener: Listener = lambda stage, done, total: None) -> dict[str, str]:
+    """:func:`hash_sources` of a checkpoint.
+
+    :param folder: as for :func:`load_checkpoint`
+    """
+    return hash_sources(_find(folder, DEFAULT_SETTINGS).sources, listener)
+
+
+def hash_sources(files: Mapping[str, Path], listener: Listener = lambda stage, done, total: None) -> dict[str, str]:
     """SHA-256 of the files that decide what a model does, by name.
 
     Of a compressed checkpoint these are two; its config.json holds the hashes of what lies beside them.
 
-    :param folder: as for :func:`load_checkpoint`
-    :param settings: as for :func:`load_checkpoint`
+    :param files: :attr:`CheckpointFacts.sources`
     :param listener: told how many of all megabytes are done
     :raises CheckpointError: when one cannot be read
     """
-    files = _find(folder, settings).sources
     total = sum(path.stat().st_size for path in files.values() if path.is_file())
     hashes, done = {}, 0
 
@@ -261,12 +249,16 @@ def _find(checkpoint: str | Path, settings: ModelSettings) -> _Found:
     return _Found(folder, values, values.get("family", ""), None)
 
 
-def _build(found: _Found) -> Any:
+def _build(found: _Found, settings: ModelSettings) -> Any:
     path = found.folder / CONFIG_FILE
     if found.name not in list(FAMILIES):
         raise CheckpointError(f"'{path}' names the model family {found.values.get('family')!r}; known families are "
                               f"{', '.join(FAMILIES)}, and the folder is no published checkpoint of them either")
     family = FAMILIES[found.name]
+    for name in ("dataset", "robot"):
+        if (value := getattr(settings, name)) and name not in family.settings:
+            raise ConfigError(f"model.{name} is '{value}', and '{found.folder}' holds a model of the family "
+                              f"'{found.name}', which has no use for it; leave model.{name} empty")
     try:
         config = family.read_config(found.values) if found.opened is None else found.opened.config
         model: Any = build_empty(family.build, config, found.companions)

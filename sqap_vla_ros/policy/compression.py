@@ -14,13 +14,12 @@ from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.models.registry import (
     DEFAULT_SETTINGS,
+    FAMILIES,
     PACKAGED,
     CheckpointFacts,
-    FloatSource,
     checkpoint_folder,
     describe_checkpoint,
-    hash_checkpoint,
-    open_float,
+    hash_sources,
     verify_checkpoint,
 )
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
@@ -93,13 +92,17 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
                         listener: Listener = lambda stage, done, total: None) -> Compression:
     """Quantize a float checkpoint and write the result, which is read back before it counts as done.
 
+    Of what stays float each tensor is stored in the type that the checkpoint has it in, or all of them in ``dtype``;
+    but those that the family computes with in float32 in any case, such as CogACT's action model, are stored so, as
+    are those that the checkpoint does not hold. So nothing is rounded that the model would not round itself.
+
     :param checkpoint: folder, or name of a packaged one
     :param place: folder that does not exist yet
     :param recipe_name: by name
     :param observations: folder to calibrate with; None takes what comes with the checkpoint
     :param engine: what multiplies integers while blocks are calibrated; any gives the same result
     :param seed: of the rotations' signs; None takes the recipe's
-    :param dtype: how float parts are stored, a name in ``DTYPES``; None keeps the checkpoint's
+    :param dtype: how float parts are stored, a name in ``DTYPES``; None keeps each tensor's own
     :param replace_old: put it in the place of a compressed checkpoint that is there
     :param settings: of the model while it is calibrated: the pictures' preset, whose statistics a state is read by
     :param listener: told of each step
@@ -110,25 +113,22 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     recipe = get_recipe(recipe_name)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     check_place(place, replace=replace_old)
-    source = describe_checkpoint(checkpoint, settings=settings if settings.robot else None)
+    source = describe_checkpoint(checkpoint, settings=settings)
     if source.artifact is not None:
         raise ConfigError(f"'{checkpoint}' is compressed already, with the recipe '{source.artifact.recipe_name}'; "
                           f"compress what it was made from, '{source.artifact.origin.checkpoint}'")
-    check_smoothness(source.model, recipe_name, recipe)
+    model: Any = source.model
+    check_smoothness(model, recipe_name, recipe)
     stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
     if recipe.needs_calibration and not stored:
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
-    opened = open_float(checkpoint, settings=settings)
-    model: Any = opened.model
     if stored:
         model.choose(settings)  # what is observed may have units, such as the robot's state
-    hashes = hash_checkpoint(checkpoint, settings=settings, listener=listener)
-    origin = Origin(_find_version(), str(checkpoint), hashes, len(stored),
+    origin = Origin(_find_version(), str(checkpoint), hash_sources(source.sources, listener), len(stored),
                     hash_observations(stored) if stored else None)
-    stored_dtype = _choose_dtype(source) if dtype is None else DTYPES[dtype]
-    with write_artifact(model, place, dtype=stored_dtype, replace=replace_old) as writer:
+    with write_artifact(model, place, dtypes=_choose_dtypes(source, dtype), replace=replace_old) as writer:
         report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored),
-                           store=_Pages(opened, writer), listener=listener)
+                           store=_Pages(source, writer), listener=listener)
         writer.finish(recipe_name, recipe, report, config=model.config.to_json(), origin=origin,
                       pruning=asdict(PruneKnobs()), files=source.companions)
         verify_checkpoint(writer.draft, listener)
@@ -138,7 +138,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
 
 class _Pages:
     # Parts come from a checkpoint's files when they are worked on, and go into an artifact; memory holds no others.
-    def __init__(self, source: FloatSource, writer: ArtifactWriter) -> None:
+    def __init__(self, source: CheckpointFacts, writer: ArtifactWriter) -> None:
         self._source, self._writer = source, writer
 
     def bring_(self, part: Part) -> None:
@@ -170,11 +170,13 @@ def tell_missing_observations(checkpoint: str | Path, recipe_name: str, recipe: 
             f"{', '.join(others)}")
 
 
-def _choose_dtype(source: CheckpointFacts) -> torch.dtype:
-    # Of several types the widest, so that nothing is rounded that was not.
+def _choose_dtypes(source: CheckpointFacts, asked: str | None) -> dict[str, torch.dtype]:
+    # By the tensors' names; of those that quantization replaces it does not matter.
     known = {name_dtype(dtype): dtype for dtype in DTYPES.values()}
-    found = {known.get(name, torch.float32) for name, _ in source.tensors.values()}
-    return found.pop() if len(found) == 1 else torch.float32
+    held = {name: known.get(stored, torch.float32) for name, (stored, _) in source.tensors.items()}
+    chosen = held if asked is None else dict.fromkeys(cast(Any, source.model).state_dict(), DTYPES[asked])
+    return {name: dtype for name, dtype in chosen.items()
+            if not name.startswith(FAMILIES[source.family].float32_parts)}
 
 
 def _find_version() -> str:

@@ -15,12 +15,20 @@ from sqap_vla_ros.errors import InferenceError, InputError
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.llama import Choice, PruneStep
-from sqap_vla_ros.models.pictures import check_pictures, map_picture
-from sqap_vla_ros.models.registry import load_checkpoint
+from sqap_vla_ros.models.pictures import map_picture
+from sqap_vla_ros.models.registry import describe_checkpoint, load_checkpoint
 from sqap_vla_ros.models.vla import Later, VlaModel
 from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
 from sqap_vla_ros.policy.safety import check_finite
-from sqap_vla_ros.policy.wiring import check_recipe, choose_settings, find_device, find_dtype, quantize_model
+from sqap_vla_ros.policy.wiring import (
+    build_pruner,
+    check_fit,
+    choose_settings,
+    find_device,
+    find_dtype,
+    quantize_model,
+    token_grids,
+)
 from sqap_vla_ros.pruning.pruner import Pruner, draw_seed
 from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport
 
@@ -36,27 +44,17 @@ def build_policy(config: Config) -> Policy:
     :raises ConfigError: when a knob does not fit the model or the machine
     :raises CheckpointError: when the checkpoint cannot be used
     """
-    device = find_device(config.model.device)
+    settings, device = choose_settings(config.model), find_device(config.model.device)
+    observations = check_fit(config, describe_checkpoint(config.model.checkpoint, settings=settings, chosen=True))
     torch.set_num_threads(config.model.threads)
     loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine, dtype=find_dtype(config.model),
-                             settings=choose_settings(config.model))
-    check_recipe(config, loaded)
-    model = loaded.model
-    check_pictures(model.image_spec, model.pictures)
-    pruner = None if config.prune.rule == "none" else Pruner(config.prune, token_grids(model), device)
-    if pruner is not None:
-        pruner.check_depth(model.decoder.config.num_hidden_layers)
-    report = loaded.report
+                             settings=settings)
+    model, report = loaded.model, loaded.report
     if config.model.recipe in RECIPES:
-        report = quantize_model(model, config)
+        report = quantize_model(model, config, observations)
     model.to(device)  # type: ignore[attr-defined]
-    return Policy(model, config, pruner, report, device,
+    return Policy(model, config, build_pruner(config, model, device), report, device,
                   stored_recipe="" if loaded.artifact is None else loaded.artifact.recipe_name)
-
-
-def token_grids(model: VlaModel) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of the visual tokens of each camera's picture."""
-    return (model.grid,) * len(model.cameras)
 
 
 @dataclass(frozen=True)

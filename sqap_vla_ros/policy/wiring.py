@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.knobs import ModelKnobs
-from sqap_vla_ros.models.registry import Checkpoint, CheckpointFacts
+from sqap_vla_ros.models.pictures import check_pictures
+from sqap_vla_ros.models.registry import CheckpointFacts
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
 from sqap_vla_ros.policy.compression import DTYPES, check_smoothness, find_observations
-from sqap_vla_ros.policy.observations import calibrate
-from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, quantize_
+from sqap_vla_ros.policy.observations import StoredObservation, calibrate
+from sqap_vla_ros.pruning.pruner import Pruner
+from sqap_vla_ros.quantization.quantize import RECIPES, QuantizationReport, check_model, quantize_
 from sqap_vla_ros.quantization.recipe import FLOAT, STORED
 
 
@@ -49,37 +53,73 @@ def choose_settings(knobs: ModelKnobs) -> ModelSettings:
     return ModelSettings(knobs.dataset, knobs.pictures, knobs.robot, knobs.sampler_steps, knobs.guidance)
 
 
-def check_recipe(config: Config, loaded: Checkpoint | CheckpointFacts) -> None:
+def check_recipe(config: Config, facts: CheckpointFacts) -> None:
     """Keep 'stored' to compressed checkpoints and every other recipe to float ones, so that none is taken for another.
 
     :raises ConfigError: when ``model.recipe`` is not for the checkpoint
     """
     name, recipe = config.model.checkpoint, config.model.recipe
-    if loaded.artifact is not None and recipe != STORED:
-        raise ConfigError(f"model.checkpoint '{name}' is compressed with the recipe '{loaded.artifact.recipe_name}', "
+    if facts.artifact is not None and recipe != STORED:
+        raise ConfigError(f"model.checkpoint '{name}' is compressed with the recipe '{facts.artifact.recipe_name}', "
                           f"and model.recipe is '{recipe}'; set model.recipe to '{STORED}' to run it as it is, or "
-                          f"model.checkpoint to the float one it was made from, '{loaded.artifact.origin.checkpoint}'")
-    if loaded.artifact is None and recipe == STORED:
+                          f"model.checkpoint to the float one it was made from, '{facts.artifact.origin.checkpoint}'")
+    if facts.artifact is None and recipe == STORED:
         raise ConfigError(f"model.recipe is '{STORED}', which runs a compressed checkpoint, and model.checkpoint "
                           f"'{name}' is a float one; set model.recipe to '{FLOAT}' to run it as it is, or to one of "
                           f"{', '.join(RECIPES)}")
 
 
-def quantize_model(model: VlaModel, config: Config) -> QuantizationReport:
-    """Quantize a float model by ``model.recipe``, with the observations that come with its checkpoint.
+def token_grids(model: VlaModel) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of the visual tokens of each camera's picture."""
+    return (model.grid,) * len(model.cameras)
 
-    :raises ConfigError: when the recipe is not for the model, or must see observations and there are none
+
+def build_pruner(config: Config, model: VlaModel, device: torch.device) -> Pruner | None:
+    """What chooses a model's visual tokens; None keeps all of them.
+
+    :raises ConfigError: for a layer that the decoder does not have
     """
+    if config.prune.rule == "none":
+        return None
+    pruner = Pruner(config.prune, token_grids(model), device)
+    pruner.check_depth(model.decoder.config.num_hidden_layers)
+    return pruner
+
+
+def check_fit(config: Config, facts: CheckpointFacts) -> list[StoredObservation]:
+    """Refuse what can be refused without a checkpoint's weights, which may take minutes to read.
+
+    :param config: every knob
+    :param facts: of ``model.checkpoint``, with what the knobs choose about the model
+    :return: what the recipe is calibrated with; none for one that needs none
+    :raises ConfigError: when knobs do not fit the model or the machine
+    """
+    find_dtype(config.model)
+    check_recipe(config, facts)
+    check_pictures(facts.model.image_spec, facts.model.pictures)
+    build_pruner(config, facts.model, find_device(config.model.device))
+    if config.model.recipe not in RECIPES:
+        return []
     name, recipe = config.model.checkpoint, RECIPES[config.model.recipe]
-    check_smoothness(model, config.model.recipe, recipe)
+    check_smoothness(facts.model, config.model.recipe, recipe)
+    check_model(facts.model, recipe)  # type: ignore[arg-type]
     observations = find_observations(name) if recipe.needs_calibration else []
     if recipe.needs_calibration and not observations:
         raise ConfigError(
             f"model.recipe '{config.model.recipe}' must see observations, and model.checkpoint '{name}' comes without; "
             f"compress it once: `sqap compress {name} OUT --recipe {config.model.recipe} --calibration DIR`, then set "
             f"model.checkpoint to OUT and model.recipe to '{STORED}'")
-    return quantize_(model, recipe, engine=config.model.engine,  # type: ignore[arg-type]
-                     calibration=calibrate(model, observations))
+    calibrate(facts.model, observations)
+    return observations
+
+
+def quantize_model(model: VlaModel, config: Config, observations: Sequence[StoredObservation]) -> QuantizationReport:
+    """Quantize a float model by ``model.recipe``.
+
+    :param observations: see :func:`check_fit`
+    """
+    return quantize_(model, RECIPES[config.model.recipe],  # type: ignore[arg-type]
+                     engine=config.model.engine, calibration=calibrate(model, observations))
 
 
 def check_arm(model: VlaModel) -> None:

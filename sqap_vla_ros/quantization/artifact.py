@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
-from sqap_vla_ros.quantization.folder import hash_file
 from sqap_vla_ros.quantization.kernels import get_engine
 from sqap_vla_ros.quantization.quantize import Quantizable
 from sqap_vla_ros.quantization.recipe import Recipe
@@ -31,6 +31,7 @@ from sqap_vla_ros.quantization.structure import (
     FLOAT_DTYPES,
     Structure,
     list_tensors,
+    restore_linear,
     restore_linears_,
     restore_norms_,
     restore_online_,
@@ -86,21 +87,26 @@ class Artifact:
     files: dict[str, str]
 
 
-def hash_companion(path: Path) -> str:
-    """SHA-256 of a file that a model needs beside its weights.
+def read_companion(path: Path) -> bytes:
+    """A file that a model needs beside its weights.
 
     :raises CheckpointError: when it cannot be read
     """
     try:
-        return hash_file(path)
+        return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"'{path}', which the model needs beside its weights, cannot be read: {error}") from error
+
+
+def hash_bytes(content: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def digest_config(values: Mapping[str, Any]) -> str:
     """SHA-256 of all that an artifact's config.json tells but itself, however it is laid out in the file."""
     rest = {**values, SECTION: {key: value for key, value in values[SECTION].items() if key != "sha256"}}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hash_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def is_artifact(values: Mapping[str, Any]) -> bool:
@@ -160,24 +166,30 @@ def read_artifact(folder: Path, values: Mapping[str, Any]) -> Artifact:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}': the section '{SECTION}' is not usable: {error!r}") from error
     for name, sha256 in artifact.files.items():
-        if Path(name).name != name or hash_companion(folder / name) != sha256:
+        if Path(name).name != name or hash_bytes(read_companion(folder / name)) != sha256:
             raise CheckpointError(f"'{folder / name}' is not the file that '{path}' was written with: its hash is "
                                   "another. Copy the folder again, or compress the checkpoint again")
     return artifact
 
 
 def verify_artifact(model: Quantizable, artifact: Artifact, listener: Listener) -> None:
-    """Compare every tensor with its hash, and all of them with what the model needs; none stays in memory.
+    """Compare every tensor with its hash, and build all that is restored; no tensor stays in memory for long.
 
     :param model: without weights, on the meta device; it is of no use afterwards
     :param artifact: what config.json tells
     :param listener: told how many tensors are done
     :raises CheckpointError: naming what is not as it was written, or does not fit
     """
-    path = artifact.folder / TENSOR_FILE
-    restore_norms_(model, artifact.structure)
-    _check_listed(path, artifact.tensors, list_tensors(model, artifact.structure))
-    for done, _ in enumerate(read_tensors(path, artifact.tensors), 1):
+    linears, engine = artifact.structure.linears, get_engine("reference")
+    waiting: dict[str, dict[str, Tensor]] = {name: {} for name in linears}
+    _restore_frame_(model, artifact)
+    for done, (name, tensor) in enumerate(read_tensors(artifact.folder / TENSOR_FILE, artifact.tensors), 1):
+        linear, _, key = name.rpartition(".")
+        if linear in linears:
+            waiting[linear][key] = tensor
+            if waiting[linear].keys() == linears[linear].tensors().keys():
+                with _telling_of(artifact):
+                    restore_linear(linears[linear], waiting.pop(linear), engine)
         listener("tensors read back", done, len(artifact.tensors))
 
 
@@ -195,27 +207,40 @@ def restore_artifact_(model: Quantizable, artifact: Artifact, *, engine: str = "
     :raises CheckpointError: naming file and tensor, or what does not fit the model
     """
     chosen = get_engine(engine)
-    structure, path = artifact.structure, artifact.folder / TENSOR_FILE
-    try:
-        restore_norms_(model, structure)
-        expected = list_tensors(model, structure)
-        _check_listed(path, artifact.tensors, expected)
-        tensors = dict(read_tensors(path, artifact.tensors))
-        floats = {name: tensors.pop(name).to(torch.float32 if name.startswith(float32_parts) else dtype)
-                  for name, (exact, _) in expected.items() if exact is None}
-        restore_online_(model, structure)
-        for name in structure.online:
-            cast(nn.Module, model).get_submodule(name).to(dtype)
+    structure, expected = artifact.structure, _restore_frame_(model, artifact)
+    for name in structure.online:
+        cast(nn.Module, model).get_submodule(name).to(dtype)
+    tensors = dict(read_tensors(artifact.folder / TENSOR_FILE, artifact.tensors))
+    floats = {name: tensors.pop(name).to(torch.float32 if name.startswith(float32_parts) else dtype)
+              for name, (exact, _) in expected.items() if exact is None}
+    with _telling_of(artifact):
         # Linears come after: until then they are the empty float ones, whose missing weights nobody asks for.
         cast(nn.Module, model).load_state_dict(floats, strict=False, assign=True)
         restore_linears_(model, structure, tensors, chosen)
-    except (ConfigError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"'{artifact.folder / CONFIG_FILE}' describes a model that cannot be built: "
-                              f"{error}") from error
     modules = dict(model.named_modules())
     return QuantizationReport(
         {name: report_linear(cast(Any, modules[name]), entry.rounding) for name, entry in structure.linears.items()},
         artifact.float_reasons)
+
+
+@contextmanager
+def _telling_of(artifact: Artifact) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"'{artifact.folder / CONFIG_FILE}' describes a model that cannot be built: "
+                              f"{error}") from error
+
+
+def _restore_frame_(model: Quantizable,
+                    artifact: Artifact) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
+    # All that takes no tensors; what is listed of them is compared with what the model needs, which is returned.
+    with _telling_of(artifact):
+        restore_norms_(model, artifact.structure)
+        expected = list_tensors(model, artifact.structure)
+        _check_listed(artifact.folder / TENSOR_FILE, artifact.tensors, expected)
+        restore_online_(model, artifact.structure)
+    return expected
 
 
 def _check_listed(path: Path, listed: Mapping[str, StoredTensor],

@@ -59,6 +59,18 @@ def works_in_parts(recipe: Recipe) -> bool:
     return recipe.smoothing is None and recipe.mean_bits is None
 
 
+def check_model(model: Quantizable, recipe: Recipe) -> None:
+    """Find out whether a recipe fits a model, whose weights need not be there.
+
+    :raises ConfigError: as :func:`quantize_` does
+    """
+    check_recipe(recipe, model.quantizable_linears())
+    if recipe.rotation is not None:
+        check_rotation(model.rotation_sites(), recipe.rotation)
+    if recipe.rounding == "gptq" and not model.blocks():
+        raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
+
+
 @torch.no_grad()
 def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibration: Calibration = (),
               store: Store = MEMORY, listener: Listener = lambda stage, done, total: None) -> QuantizationReport:
@@ -78,17 +90,13 @@ def quantize_(model: Quantizable, recipe: Recipe, *, engine: str = "cpu", calibr
         quantized then, and its checkpoint has to be loaded again
     """
     chosen = get_engine(engine)
+    check_model(model, recipe)
     linears = model.quantizable_linears()
-    check_recipe(recipe, linears)
     if recipe.needs_calibration and not calibration:
         raise ConfigError(f"the recipe's {recipe.calibrated_part} needs a calibration, and none was given; give some "
                           "observations of the model, or take a recipe that needs none")
     rounded = {name: linear for name, linear in linears.items() if recipe.weight_bits_of(name) != FLOAT_BITS}
-    if recipe.rotation is not None:
-        check_rotation(model.rotation_sites(), recipe.rotation)
     blocks, compensates = model.blocks(), recipe.rounding == "gptq"
-    if compensates and not blocks:
-        raise ConfigError("the model names no blocks, and rounding 'gptq' works through blocks; take 'nearest'")
     rest, *others = parts = split_parts(model, blocks)
     in_parts = works_in_parts(recipe)
     for part in parts[:1] if in_parts else parts:

@@ -210,8 +210,26 @@ def restore_linears_(model: Quantizable, structure: Structure, tensors: Mapping[
     :raises CheckpointError: when rows of several widths are not those that are told of
     """
     for name, entry in structure.linears.items():
-        model.set_submodule(name, _restore_linear(
+        model.set_submodule(name, restore_linear(
             entry, {key: tensors[f"{name}.{key}"] for key in entry.tensors()}, engine))
+
+
+def restore_linear(entry: LinearEntry, tensors: Mapping[str, Tensor], engine: Engine) -> nn.Module:
+    """An integer linear.
+
+    :param tensors: those of :meth:`LinearEntry.tensors`
+    :param engine: what multiplies
+    :raises CheckpointError: when rows of several widths are not those that are told of
+    """
+    columns = entry.shape[1]
+    if entry.weight_bits is not None:
+        return QuantLinear(tensors["weight_packed"], tensors["weight_scale"], tensors.get("bias"), columns=columns,
+                           weight_bits=entry.weight_bits, act_bits=entry.act_bits,
+                           act_clip_ratio=entry.act_clip_ratio, engine=engine)
+    packed = {bits: tensors[f"packed_{bits}"] for bits in INTEGER_WIDTHS if f"packed_{bits}" in tensors}
+    return MixedLinear(tensors["row_bits"], packed, tensors.get("weight_scale"), tensors.get("wide"),
+                       tensors.get("bias"), columns=columns, act_bits=entry.act_bits,
+                       act_clip_ratio=entry.act_clip_ratio, engine=engine)
 
 
 def list_tensors(model: Quantizable, structure: Structure) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
@@ -250,15 +268,3 @@ def _restore_step(step: OnlineEntry) -> nn.Module:
         raise CheckpointError("a step of an online site is neither a rotation nor a rounding")
     # In float64 first, as when it was folded.
     return HadamardRotation(step.size, step.seed, block=step.block, dtype=torch.float64).to(torch.float32)
-
-
-def _restore_linear(entry: LinearEntry, tensors: dict[str, Tensor], engine: Engine) -> nn.Module:
-    columns = entry.shape[1]
-    if entry.weight_bits is not None:
-        return QuantLinear(tensors["weight_packed"], tensors["weight_scale"], tensors.get("bias"), columns=columns,
-                           weight_bits=entry.weight_bits, act_bits=entry.act_bits,
-                           act_clip_ratio=entry.act_clip_ratio, engine=engine)
-    packed = {bits: tensors[f"packed_{bits}"] for bits in INTEGER_WIDTHS if f"packed_{bits}" in tensors}
-    return MixedLinear(tensors["row_bits"], packed, tensors.get("weight_scale"), tensors.get("wide"),
-                       tensors.get("bias"), columns=columns, act_bits=entry.act_bits,
-                       act_clip_ratio=entry.act_clip_ratio, engine=engine)

@@ -49,7 +49,8 @@ class Duo(DemoVla):
 @pytest.fixture
 def duo(untrained, tmp_path, monkeypatch):
     """A checkpoint of it; the demo's own is as good."""
-    monkeypatch.setitem(registry.FAMILIES, "duo", Family(DemoConfig.from_json, lambda config, files: Duo(config)))
+    monkeypatch.setitem(registry.FAMILIES, "duo", Family(
+        DemoConfig.from_json, lambda config, files: Duo(config), settings=("dataset",)))
     folder = tmp_path / "duo"
     folder.mkdir()
     values = json.loads((untrained / "config.json").read_text())
@@ -228,6 +229,8 @@ def test_other_actions_than_one_arms_are_numbered():
      "model.dtype is 'bfloat16', and model.recipe 'w4a4' quantizes a float32 model"),
     (["demo", "--image", str(PICTURE), "--set", "prune.layer=9"], "prune.layer is 9 and the decoder has 6 layers"),
     (["demo", "--image", str(PICTURE), "--set", "prune.layer=deep"], "prune.layer must be int, got str 'deep'"),
+    (["demo", "--image", str(PICTURE), "--robot", "aloha"],
+     "holds a model of the family 'demo', which has no use for it; leave model.robot empty"),
     (["demo", "--image", str(PICTURE), "--device", "abacus"], "model.device is 'abacus', which is no torch device"),
     (["demo", "--image", str(PICTURE), "--out", str(PICTURE)], "cannot be written: File exists; take another folder")])
 def test_what_cannot_be_used_is_told_before_the_weights_are_read(flags, sentence, light, tmp_path, capsys):
@@ -242,7 +245,8 @@ def test_what_cannot_be_used_is_told_before_the_weights_are_read(flags, sentence
     (2, [], "without a robot state, and the model reads one of 2 numbers"),
     (2, ["--state", "1,2,3"], r"must be 2 numbers in a row, got shape \(3,\)"),
     (2, ["--state", "1,2", "--dataset", "ship"], "no data set 'ship' .* 'norms.json' knows kitchen, workshop"),
-    (2, ["--state", "1,2", "--dataset", ""], "no data set is named .* knows kitchen, workshop"),
+    (2, ["--state", "1,2", "--dataset", ""], "no data set is named .* knows kitchen, workshop; name one of them "
+     "as model.dataset, on the command line --dataset$"),
     (2, ["--state", "1,2", "--tf-pixel", "30,20,9"], "30,20,9 names no camera, and the model sees main, wrist; write"),
     (2, ["--state", "1,2", "--tf-pixel", "left:30,20,9"], "names the camera 'left', and the model sees main, wrist")])
 def test_what_two_cameras_a_state_and_two_data_sets_ask_for(images, flags, sentence, duo, light, tmp_path, capsys):

@@ -1,7 +1,8 @@
 """Building without memory, and what the registry does with a family's published folders."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def open_wordy(folder: Path, values, settings):
 def folder(tiny_demo, tmp_path, monkeypatch):
     """A published folder of a family that is known only here."""
     family = Family(lambda values: WordyConfig(DemoConfig.from_json(values)), Wordy, (WORDS_FILE,),
-                    lambda folder, values: values.get("model_type") == "wordy", open_wordy)
+                    lambda folder, values: values.get("model_type") == "wordy", open_wordy, settings=("robot",))
     monkeypatch.setitem(registry.FAMILIES, "wordy", family)
     place, model = tmp_path / "published", tiny_demo()
     (place / "words").mkdir(parents=True)
@@ -104,9 +105,32 @@ def test_a_model_computes_in_the_type_that_is_asked_for(tiny_demo, folder, tmp_p
 def test_settings_reach_the_model_and_may_be_refused(folder):
     model = load_checkpoint(folder, settings=ModelSettings(pictures="libero")).model
     assert model.pictures == "libero"
-    for read in (load_checkpoint, describe_checkpoint):
+    for read in (load_checkpoint, partial(describe_checkpoint, chosen=True)):
         with pytest.raises(ConfigError, match="no robot 'dog'"):
             read(folder, settings=ModelSettings(robot="dog"))
+    assert describe_checkpoint(folder, settings=ModelSettings(robot="dog")).model.pictures == "none"
+
+
+@pytest.mark.parametrize("family", ["demo", "wordy", "openvla", "cogact", "openvla-oft"])
+@pytest.mark.parametrize("setting", ["dataset", "robot"])
+def test_a_setting_that_means_nothing_to_a_family_is_refused(tiny_demo, folder, tmp_path, monkeypatch, family, setting):
+    takes = {"demo": (), "wordy": ("robot",), "openvla": ("dataset",), "cogact": ("dataset",),
+             "openvla-oft": ("dataset", "robot")}[family]
+    assert registry.FAMILIES[family].settings == takes
+    save_model(tiny_demo(), tmp_path / "own")
+    as_named = replace(registry.FAMILIES["demo"], settings=takes)
+    monkeypatch.setitem(registry.FAMILIES, family, as_named)
+    values = json.loads((tmp_path / "own" / "config.json").read_text())
+    (tmp_path / "own" / "config.json").write_text(json.dumps({**values, "family": family}))
+    settings = ModelSettings(**{setting: "dog"})
+    for read in (load_checkpoint, describe_checkpoint):
+        if setting in takes:
+            read(tmp_path / "own", settings=settings)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            read(tmp_path / "own", settings=settings)
+        assert str(caught.value) == (f"model.{setting} is 'dog', and '{tmp_path / 'own'}' holds a model of the family "
+                                     f"'{family}', which has no use for it; leave model.{setting} empty")
 
 
 def test_a_published_folder_is_described_and_hashed_without_its_weights(tiny_demo, folder, monkeypatch):

@@ -591,8 +591,17 @@ def test_a_description_survives_json(publish, kind):
 
 def test_a_folder_without_parts_is_openvla(folder):
     place = folder(Kind("words", False, False))
-    assert load_checkpoint(place).model.family == "openvla-oft"
     architecture = json.loads((place / "architecture.json").read_text())
-    del architecture["family"]
-    (place / "architecture.json").write_text(json.dumps(architecture))
-    assert load_checkpoint(place).model.family == "openvla"
+    named = {key: architecture.pop(key) for key in ("family", "robot")}
+    for told, family in ((named, "openvla-oft"), ({"robot": "libero"}, "openvla-oft"), ({}, "openvla")):
+        (place / "architecture.json").write_text(json.dumps({**architecture, **told}))
+        assert load_checkpoint(place).model.family == family
+    with pytest.raises(ConfigError) as caught:
+        load_checkpoint(place, settings=ModelSettings(robot="libero"))
+    assert str(caught.value) == (
+        f"model.robot is 'libero', which is for OpenVLA-OFT, and '{place}' is taken for OpenVLA, as no action head or "
+        "projector lies in it; if it is OpenVLA-OFT that writes its actions as words, put {\"family\": \"openvla-oft\"} "
+        "into 'architecture.json' there, else leave model.robot empty")
+    edit(place, "architecture.json", family="openvla-oft")
+    model = load_checkpoint(place, settings=ModelSettings(robot="libero")).model
+    assert (model.family, model.config.robot, model.action_spec.chunk_steps) == ("openvla-oft", "libero", 8)

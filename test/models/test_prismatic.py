@@ -20,7 +20,7 @@ from sqap_vla_ros.models.family import build_empty
 from sqap_vla_ros.models.llama import LlamaConfig
 from sqap_vla_ros.models.llama_tokenizer import EMPTY_ID, EOS_ID, LlamaTokenizer
 from sqap_vla_ros.models.pictures import prepare_picture
-from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, load_prismatic_
+from sqap_vla_ros.models.prismatic import PrismaticConfig, PrismaticVlm, check_keys, load_prismatic_
 from sqap_vla_ros.models.prismatic_checkpoint import find_tokenizer, open_prismatic
 from sqap_vla_ros.models.shards import TensorFile, TensorFiles
 from sqap_vla_ros.models.towers import TowerConfig
@@ -36,6 +36,7 @@ ORACLES = [("openvla", "checkpoint", "put spoon on towel", ()),
 def load(folder, dtype=torch.float32):
     checkpoint = open_prismatic(folder)
     model = build_empty(PrismaticVlm, checkpoint.config)
+    check_keys(model, checkpoint.tensors, checkpoint.keys, elsewhere=("action_model.",))
     load_prismatic_(model, checkpoint.tensors, checkpoint.keys, dtype=dtype, elsewhere=("action_model.",))
     return checkpoint, model.eval().requires_grad_(False)
 
@@ -384,7 +385,7 @@ def test_bad_runs_are_refused(tmp_path, tiny_vlm, native_run):
     folder = native_run(tmp_path, tiny_vlm())
     with pytest.raises(CheckpointError, match=r"'action_model\.net.*' in '.*step-1\.pt' has no place"):
         checkpoint = open_prismatic(folder)
-        load_prismatic_(PrismaticVlm(checkpoint.config), checkpoint.tensors, checkpoint.keys)
+        check_keys(PrismaticVlm(checkpoint.config), checkpoint.tensors, checkpoint.keys)
     edit(folder, "config.json", vla={"base_vlm": "prism-qwen25-dinosiglip-224px+0_5b"})
     with pytest.raises(CheckpointError, match=r"names 'prism-qwen25.*known are prism-dinosiglip-224px\+7b"):
         load(folder)

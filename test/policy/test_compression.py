@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.models import registry
 from sqap_vla_ros.models.own_format import save_model
+from sqap_vla_ros.models.random_checkpoint import make_random
 from sqap_vla_ros.models.registry import describe_checkpoint, hash_checkpoint, load_checkpoint, load_model
 from sqap_vla_ros.policy import compression
 from sqap_vla_ros.policy.compression import compress_checkpoint, find_observations
@@ -66,12 +68,56 @@ def test_float_parts_keep_the_type_of_the_source(source, tmp_path, dtype, stored
     assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == stored
 
 
-def test_of_several_types_the_widest_is_kept(source, tmp_path, tiny_demo):
+def test_of_several_types_each_tensor_keeps_its_own(source, tmp_path):
     tensors = load_file(source / "model.safetensors")
-    from safetensors.torch import save_file
-    save_file(tensors | {"head_fc1.bias": tensors["head_fc1.bias"].float()}, source / "model.safetensors")
+    large = torch.full_like(tensors["head_fc1.bias"], 1e5, dtype=torch.float32) + 1 / 64
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    save_file(halves | {"head_fc1.bias": large}, source / "model.safetensors")
     compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
-    assert load_file(tmp_path / "out/model.safetensors")["vision.norm.weight"].dtype == torch.float32
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(stored["head_fc1.bias"], large)
+    assert stored["vision.norm.weight"].dtype == stored["embed_tokens.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_what_computes_in_float32_in_any_case_is_stored_so(tmp_path, dtype):
+    make_random("cogact-base", tmp_path / "float", "tiny")
+    compress_checkpoint(tmp_path / "float", tmp_path / "out", "w4a4-rtn", dtype=dtype)
+    stored, half = load_file(tmp_path / "out/model.safetensors"), {None: "bfloat16"}.get(dtype, dtype)
+    head = {name: tensor for name, tensor in stored.items() if name.startswith("action_model.")}
+    assert len(head) > 20 and {tensor.dtype for tensor in head.values()} == {torch.float32}
+    assert stored["embed_tokens.weight"].dtype == stored["vision.dino.pos_embed"].dtype == getattr(torch, half)
+    loaded = load_checkpoint(tmp_path / "out", dtype=torch.bfloat16).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in head.items())
+
+
+def test_one_side_file_in_float32_doubles_nothing(tmp_path):
+    make_random("openvla-oft", tmp_path / "float", "tiny")
+    side = tmp_path / "float" / "proprio_projector--0_checkpoint.pt"
+    torch.save({name: tensor.float() for name, tensor in torch.load(side).items()}, side)
+    compress_checkpoint(tmp_path / "float", tmp_path / "out", "w4a4-rtn")
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert stored["proprio.fc1.weight"].dtype == stored["unfold.weight"].dtype == torch.float32
+    assert stored["head.fc_in.weight"].dtype == stored["embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_a_source_is_opened_once(source, tmp_path, monkeypatch):
+    opened = []
+    find = registry._find
+    monkeypatch.setattr(registry, "_find", lambda folder, settings: opened.append(str(folder)) or find(folder, settings))
+    compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
+    assert opened.count(str(source)) == 1
+
+
+def test_what_cannot_be_read_is_not_told_of_as_what_cannot_be_written(source, tmp_path, monkeypatch):
+    def fail(*parts):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(registry, "load_own_", fail)
+    with pytest.raises(CheckpointError) as caught:
+        compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
+    assert str(caught.value) == f"what is compressed to '{tmp_path / 'out'}' cannot be read: Input/output error"
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_rotation_leaves_alone_is_not_rounded_again(source, tmp_path):
@@ -90,7 +136,7 @@ def test_engine_does_not_change_what_is_written(source, pictures, tmp_path):
 
 def test_refusals_come_before_the_work(source, pictures, tmp_path, monkeypatch):
     compress_checkpoint(source, tmp_path / "done", "w4a4-rtn")
-    monkeypatch.setattr(compression, "open_float", None)
+    monkeypatch.setattr(compression, "hash_sources", None)
     for error, words, arguments, more in (
             (ConfigError, "unknown recipe 'w3a3'; known are w4a4", (source, tmp_path / "out", "w3a3"), {}),
             (CheckpointError, "done' exists already", (source, tmp_path / "done", "w4a4-rtn"), {}),

@@ -9,9 +9,10 @@ import torch
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
+from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.pictures import map_picture, prepare_picture
-from sqap_vla_ros.models.registry import Checkpoint, load_model
+from sqap_vla_ros.models.registry import describe_checkpoint, load_model
 from sqap_vla_ros.models.vla import ModelSettings
 from sqap_vla_ros.policy import compression
 from sqap_vla_ros.policy.compression import compress_checkpoint
@@ -20,6 +21,8 @@ from sqap_vla_ros.policy.policy import build_policy
 from sqap_vla_ros.policy.preprocess import unnormalize_actions
 from sqap_vla_ros.policy.wiring import check_arm
 from sqap_vla_ros.quantization.linear import QuantLinear
+from sqap_vla_ros.quantization.recipe import RECIPES, W4A4, MixedWidths
+from sqap_vla_ros.quantization.rotation import RotationPlan
 
 STAMP, TEXT = 1_234_567_890_123_456_789, "pick up the red block"
 # Tokens of the 8 x 8 grid have 4 px: these discs lie within token (2, 3) and within token (5, 1).
@@ -227,8 +230,9 @@ def test_pictures_that_nobody_knows_to_prepare(build, tiny_demo, monkeypatch, st
     model = tiny_demo()
     model.image_spec = dataclasses.replace(model.image_spec, strategy=strategy)
     model.choose(ModelSettings(pictures=preset))
-    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint",
-                        lambda folder, **how: Checkpoint(model, None, None))
+    described = describe_checkpoint
+    monkeypatch.setattr("sqap_vla_ros.policy.policy.describe_checkpoint",
+                        lambda folder, **how: dataclasses.replace(described(folder, **how), model=model))
     with pytest.raises(ConfigError, match=words):
         build()
 
@@ -295,6 +299,28 @@ def test_packaged_checkpoint_may_bring_its_observations(build, tiny_demo, tmp_pa
     nearest = build(model__checkpoint="small", model__recipe="w4a4-rtn").infer(observe(HAND)).chunk.steps
     assert np.abs(policy.infer(observe(HAND)).chunk.steps - nearest).max() > 0.0
     assert torch.equal(load_model(tmp_path / "out").head_fc2.weight, tiny_demo().head_fc2.weight)
+
+
+@pytest.mark.parametrize(("knobs", "words"), [
+    ({"model__recipe": "stored"}, "which runs a compressed checkpoint"),
+    ({"model__recipe": "w4a4"}, "must see observations"), ({"model__dtype": "bfloat16", "model__recipe": "w8a8"}, "dtype"),
+    ({"prune__layer": 3}, "prune.layer is 3"), ({"model__device": "abacus"}, "no torch device"),
+    ({"model__robot": "aloha"}, "model.robot is 'aloha'"), ({"model__dataset": "kitchen"}, "model.dataset is 'kitchen'")])
+def test_refusals_come_before_the_weights_are_read(build, monkeypatch, knobs, words):
+    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint", None)
+    with pytest.raises(ConfigError, match=words):
+        build(**knobs)
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_the_weights_are_read(build, monkeypatch):
+    monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint", None)
+    for recipe, words in ((W4A4(group_size=48), "group_size"),
+                          (W4A4(rotation=RotationPlan(stream_block=24)), "blocks of 24"),
+                          (MixedWidths(act_bits=4), "writes actions as words")):
+        monkeypatch.setitem(RECIPES, "w4a4-rtn", recipe)
+        monkeypatch.setattr(DemoVla, "has_smooth_actions", recipe.mean_bits is None)
+        with pytest.raises(ConfigError, match=words):
+            build(model__recipe="w4a4-rtn")
 
 
 def test_threads_are_set_once(build):

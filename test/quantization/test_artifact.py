@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError, ConfigError
 from sqap_vla_ros.models.demo import DemoVla
-from sqap_vla_ros.models.registry import load_checkpoint, load_model
+from sqap_vla_ros.models.registry import load_checkpoint, load_model, verify_checkpoint
 from sqap_vla_ros.quantization import artifact as artifacts
 from sqap_vla_ros.quantization.artifact import Origin, check_place
 from sqap_vla_ros.quantization.artifact_writer import save_artifact
@@ -239,8 +239,24 @@ UP = "decoder.layers.0.mlp.up_proj"
 ])
 def test_sections_that_contradict_the_model(saved, change: Any, words: str) -> None:
     change_config(saved[1], change, hashed=True)
-    with pytest.raises(CheckpointError, match=words):
-        load_model(saved[1])
+    for read in (load_model, verify_checkpoint):
+        with pytest.raises(CheckpointError, match=words):
+            read(saved[1])
+
+
+def test_rows_of_other_widths_than_those_told_of(build_tiny, tmp_path) -> None:
+    tiny, recipe = build_tiny(), MixedWidths(act_bits=8, measured_pairs=0)
+    write(tiny.model, tmp_path / "out", recipe,
+          quantize_(tiny.model, recipe, calibration=tiny.calibration(tiny.model, 1)))
+    verify_checkpoint(tmp_path / "out")
+    tensors, name = load_file(tmp_path / "out/model.safetensors"), f"{UP}.row_bits"
+    tensors[name] = torch.full_like(tensors[name], 4)
+    save_file(tensors, tmp_path / "out/model.safetensors")
+    digest = hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest()
+    change_config(tmp_path / "out", lambda values: values["sqap"]["tensors"][name].update(sha256=digest), hashed=True)
+    for read in (load_model, verify_checkpoint):
+        with pytest.raises(CheckpointError, match="row_bits"):
+            read(tmp_path / "out")
 
 
 def test_section_that_is_no_object(saved) -> None:

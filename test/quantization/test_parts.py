@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import load_own_, save_model
-from sqap_vla_ros.models.registry import open_float, verify_checkpoint
+from sqap_vla_ros.models.registry import describe_checkpoint, verify_checkpoint
 from sqap_vla_ros.quantization.artifact import Origin
 from sqap_vla_ros.quantization.artifact_writer import save_artifact, write_artifact
 from sqap_vla_ros.quantization.parts import Part, forget_, split_parts
@@ -59,7 +59,7 @@ def test_what_is_written_is_the_same_and_one_block_at_a_time_is_there(build_tiny
     calibration = tiny.calibration(tiny.model, 3) if recipe.needs_calibration else ()
     report = quantize_(tiny.model, recipe, calibration=calibration)
     save_artifact(tiny.model, tmp_path / "whole", "r", recipe, report, config=tiny.model.config.to_json(), **ABOUT)
-    source = open_float(tmp_path / "float")
+    source = describe_checkpoint(tmp_path / "float")
     calibration = tiny.calibration(source.model, 3) if recipe.needs_calibration else ()
     with write_artifact(source.model, tmp_path / "parts") as writer:
         pages = Pages(source, writer)
