@@ -54,6 +54,7 @@ setup(
         "rich>=13",
         "rosbags-image>=0.10",
         "safetensors>=0.4",
+        "psutil>=5.8",
         "scipy>=1.8",
         "tokenizers>=0.19",
         "torch>=2.6",

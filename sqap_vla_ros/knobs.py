@@ -49,6 +49,9 @@ class ModelKnobs:
     device: str = knob("cpu", "Torch device.")
     dtype: str = knob("float32", "What a float or compressed checkpoint computes in where it is not quantized; recipes "
                       "that quantize start from float32.", choices=("float32", "bfloat16"))
+    min_sqnr_db: float = knob(0.0, "Least signal to noise that quantized and pruned actions must have against the "
+                              "float model's, on the observation that is compared at configure, dB.", minimum=-100.0,
+                              maximum=200.0)
     threads: int = knob(1, "CPU threads of one inference.", minimum=1, maximum=256)
     dataset: str = knob("", "Data set whose statistics give actions their units; empty takes the only one that the "
                         "checkpoint knows.")

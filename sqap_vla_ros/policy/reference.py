@@ -1,24 +1,22 @@
 """What the float model did on one stored observation, kept beside its compressed self, which is compared with it.
 
-A robot's computer that multiplies wrongly, a damaged file or a rule that drops what matters show in this number before
-the arm moves.
+A computer that multiplies wrongly, or a rule that drops what matters, shows in this number before an arm moves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from sqap_vla_ros.errors import CheckpointError, InputError
-from sqap_vla_ros.policy.observations import StoredObservation, read_picture
+from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.policy.observations import StoredObservation
 
-PICTURE_FILE = "reference_{}.png"
+REFERENCE_FILE = "reference.npz"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Reference:
     actions: np.ndarray
 
     def measure_sqnr_db(self, actions: np.ndarray) -> float:
-        """Signal to noise of other actions on the same observation; infinite where they are the same.
+        """Signal to noise of other actions on the same observation, dB; infinite where they are the same.
 
         :param actions: (T, D), normalised
         :raises CheckpointError: when they are of another shape
@@ -41,37 +39,30 @@ class Reference:
         if actions.shape != self.actions.shape:
             raise CheckpointError(f"the reference has actions of shape {self.actions.shape}, and the model gives "
                                   f"{actions.shape}; compress the checkpoint again")
-        noise = float(np.square(actions - self.actions).sum())
-        signal = float(np.square(self.actions).sum())
-        return math.inf if noise == 0.0 else 10 * math.log10(max(signal, 1e-300) / noise)
+        signal, noise = (float(np.square(values).sum()) for values in (self.actions, actions - self.actions))
+        if noise == 0.0:
+            return math.inf
+        return 10.0 * math.log10(signal / noise) if signal else -math.inf
 
-    def write(self, folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-        """Write the pictures.
-
-        :param folder: where to
-        :return: plain values of all else, and the pictures' files by name
-        """
-        files = {}
-        for index, rgb in enumerate(self.observation.images):
-            name = PICTURE_FILE.format(index)
-            files[name] = folder / name
-            files[name].write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
-        state = self.observation.state
-        return {"images": list(files), "instruction": self.observation.instruction,
-                "state": None if state is None else state.tolist(), "actions": self.actions.tolist()}, files
+    def save(self, folder: Path) -> Path:
+        """Write ``REFERENCE_FILE`` into a folder."""
+        path, state = folder / REFERENCE_FILE, self.observation.state
+        images: dict[str, Any] = {f"image_{index}": rgb for index, rgb in enumerate(self.observation.images)}
+        np.savez_compressed(path, actions=self.actions, instruction=np.array(self.observation.instruction),
+                            state=np.zeros(0) if state is None else state, **images)
+        return path
 
 
-def read_reference(folder: Path, values: Mapping[str, Any]) -> Reference:
-    """Inverse of :meth:`Reference.write`.
+def load_reference(path: Path) -> Reference:
+    """Inverse of :meth:`Reference.save`.
 
-    :param folder: with the pictures
-    :param values: as it returned them
-    :raises CheckpointError: for values or pictures of no use
+    :param path: of the file
+    :raises CheckpointError: when it is damaged or of no use
     """
     try:
-        images = tuple(read_picture(folder / name) for name in values["images"])
-        state = None if values["state"] is None else np.array(values["state"], dtype=np.float64)
-        actions = np.array(values["actions"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, InputError) as error:
-        raise CheckpointError(f"the reference in '{folder}' is not usable: {error}") from error
-    return Reference(StoredObservation(images, str(values["instruction"]), f"'{folder}'", state), actions)
+        with np.load(path) as stored:
+            images = tuple(stored[f"image_{index}"] for index in range(len(stored.files) - 3))
+            state, instruction, actions = stored["state"], str(stored["instruction"]), stored["actions"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"'{path}', what the float model did, cannot be read: {error}") from error
+    return Reference(StoredObservation(images, instruction, f"'{path}'", state if state.size else None), actions)

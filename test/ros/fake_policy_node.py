@@ -5,6 +5,7 @@ What the policy does is said by the instruction, so that a test decides it over 
 
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,12 @@ class FakePolicy:
 
     def warm_up(self):
         self.warm_ups += 1
+
+    def check_itself(self):
+        return "self-check: as good as new"
+
+    def adapt(self, prune):
+        self.config = replace(self.config, prune=prune)
 
     def check_instruction(self, text):
         if text not in KNOWN:
