@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=read_number(int, 0, 10**6), metavar="N",
                         help="of the rotations' signs (default: the recipe's, 0)")
     parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0],
-                        help="how what stays float is stored; 'source' is each tensor as in CHECKPOINT. What is computed "
-                             "in float32 in any case, as CogACT's action model is, is float32 (default: source)")
+                        help="how what stays float is stored; 'source' is each tensor as in CHECKPOINT. What is "
+                             "computed in float32 in any case, as CogACT's action model is, is so (default: source)")
     parser.add_argument("--threads", type=read_number(int, 1, 256), metavar="N",
                         help="CPU threads (default: torch's, usually one per core)")
     parser.add_argument("--replace", action="store_true",

@@ -600,8 +600,8 @@ def test_a_folder_without_parts_is_openvla(folder):
         load_checkpoint(place, settings=ModelSettings(robot="libero"))
     assert str(caught.value) == (
         f"model.robot is 'libero', which is for OpenVLA-OFT, and '{place}' is taken for OpenVLA, as no action head or "
-        "projector lies in it; if it is OpenVLA-OFT that writes its actions as words, put {\"family\": \"openvla-oft\"} "
-        "into 'architecture.json' there, else leave model.robot empty")
+        "projector lies in it; if it is OpenVLA-OFT that writes its actions as words, put {\"family\": "
+        "\"openvla-oft\"} into 'architecture.json' there, else leave model.robot empty")
     edit(place, "architecture.json", family="openvla-oft")
     model = load_checkpoint(place, settings=ModelSettings(robot="libero")).model
     assert (model.family, model.config.robot, model.action_spec.chunk_steps) == ("openvla-oft", "libero", 8)

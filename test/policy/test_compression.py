@@ -102,9 +102,9 @@ def test_one_side_file_in_float32_doubles_nothing(tmp_path):
 
 
 def test_a_source_is_opened_once(source, tmp_path, monkeypatch):
-    opened = []
-    find = registry._find
-    monkeypatch.setattr(registry, "_find", lambda folder, settings: opened.append(str(folder)) or find(folder, settings))
+    opened, find = [], registry._find
+    monkeypatch.setattr(registry, "_find",
+                        lambda folder, settings: opened.append(str(folder)) or find(folder, settings))
     compress_checkpoint(source, tmp_path / "out", "w4a4-rtn")
     assert opened.count(str(source)) == 1
 

@@ -207,7 +207,7 @@ def test_noise_is_the_pictures_own_whatever_is_pruned():
     np.testing.assert_array_equal(make_policy(rule="sqap", pruned_ratio=0.0).infer(observe()).chunk.steps, plain)
     assert np.abs(make_policy(rule="none", seed=1).infer(observe()).chunk.steps - plain).max() > 1e-6
     (text,) = (knob.description for name, knob, _ in iterate_knobs(Config()) if name == "prune.seed")
-    assert text.endswith("and of the noise that CogACT's actions and those of OpenVLA-OFT's diffusion head are made from.")
+    assert text.endswith("the noise that CogACT's actions and those of OpenVLA-OFT's diffusion head are made from.")
 
 
 def test_a_model_that_decodes_gets_the_keys_and_values_of_the_prefill():

@@ -303,9 +303,11 @@ def test_packaged_checkpoint_may_bring_its_observations(build, tiny_demo, tmp_pa
 
 @pytest.mark.parametrize(("knobs", "words"), [
     ({"model__recipe": "stored"}, "which runs a compressed checkpoint"),
-    ({"model__recipe": "w4a4"}, "must see observations"), ({"model__dtype": "bfloat16", "model__recipe": "w8a8"}, "dtype"),
+    ({"model__recipe": "w4a4"}, "must see observations"),
+    ({"model__dtype": "bfloat16", "model__recipe": "w8a8"}, "model.dtype is 'bfloat16'"),
     ({"prune__layer": 3}, "prune.layer is 3"), ({"model__device": "abacus"}, "no torch device"),
-    ({"model__robot": "aloha"}, "model.robot is 'aloha'"), ({"model__dataset": "kitchen"}, "model.dataset is 'kitchen'")])
+    ({"model__robot": "aloha"}, "model.robot is 'aloha'"),
+    ({"model__dataset": "kitchen"}, "model.dataset is 'kitchen'")])
 def test_refusals_come_before_the_weights_are_read(build, monkeypatch, knobs, words):
     monkeypatch.setattr("sqap_vla_ros.policy.policy.load_checkpoint", None)
     with pytest.raises(ConfigError, match=words):
