@@ -33,11 +33,11 @@ class Actuation:
     :param config: as configured
     :param interlock: the node's
     :param report: where things are counted and told
-    :param find_tool: where the tool is now in the base frame, or why that is not known
+    :param find_tool: where the tool is in the base frame at a stamp, or why that is not known
     """
 
     def __init__(self, node: LifecycleNode, config: Config, interlock: Interlock, report: Reporter,
-                 find_tool: Callable[[], tuple[ToolPose | None, str]]) -> None:
+                 find_tool: Callable[[int], tuple[ToolPose | None, str]]) -> None:
         self._interlock, self._report, self._find_tool = interlock, report, find_tool
         self._limiter = MotionLimiter(1.0 / config.control.command_hz)
         self._stopped, self._counted = True, (0, -1)
@@ -77,7 +77,7 @@ class Actuation:
     def tell(self, chunk: ActionChunk) -> None:
         """Publish an answer for people and planners, if one of them listens."""
         if self._teller.wanted:
-            tool, _ = self._find_tool()
+            tool, _ = self._find_tool(chunk.stamp_ns)
             if tool is not None:
                 self._teller.tell(chunk, tool)
 
@@ -98,11 +98,12 @@ class Actuation:
         # Whether the robot was told to move.
         tool: ToolPose | None = None
         if config.safety.workspace or self._commander.needs_tool:
-            tool, why_not = self._find_tool()
+            tool, why_not = self._find_tool(now_ns)
             if tool is None:
                 self._report.note("no_tool", why_not)
                 return False
-        limited = self._limiter.limit(command.velocity, now_ns, config.safety, None if tool is None else tool[0])
+        position = None if tool is None else self._commander.find_position(tool)
+        limited = self._limiter.limit(command.velocity, now_ns, config.safety, position)
         self._count(command, limited.reasons)
         why_not = self._commander.command(limited.velocity, command.opening, config.control, now_ns, tool)
         if why_not:

@@ -43,6 +43,9 @@ class ArmCommands(Protocol):
     def restart(self) -> None:
         """Forget where the arm was sent."""
 
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
+
 
 class Commander:
     """The robot's end of the node.
@@ -85,6 +88,10 @@ class Commander:
         self._gripper.move(opening, knobs, now_ns)
         self._publisher.publish(message)
         return why_not
+
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """(3,) where motion goes on from, m: a pose that was commanded leads the tool."""
+        return self._arm.find_position(tool)
 
     def hold(self, now_ns: int) -> None:
         """Stand still; the gripper keeps what it has."""
@@ -131,6 +138,10 @@ class Velocities:
     def restart(self) -> None:
         """A velocity has no memory."""
 
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
+        return tool[0]
+
 
 class Poses:
     """Poses of the tool that a velocity leads to, from where the tool was at the first command on."""
@@ -168,6 +179,10 @@ class Poses:
         """See :class:`ArmCommands`."""
         self._target.clear()
         self._pose = None
+
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
+        return (tool if self._pose is None else self._pose)[0]
 
 
 def turn_into(quaternion: np.ndarray, vector: np.ndarray) -> np.ndarray:
