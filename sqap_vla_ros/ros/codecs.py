@@ -69,8 +69,8 @@ def decode_image(message: Image) -> np.ndarray:
         raise InputError(f"the image came with {len(message.data)} bytes; {height} rows of {step} bytes need "
                          f"{step * height}; data was lost on the way")
     if IMAGE_ENCODINGS[encoding] == 2 and width % 2:
-        raise InputError(f"the image is {width} px wide; two pixels of {encoding} share their colour, so the width must "
-                         "be even")
+        raise InputError(f"the image is {width} px wide; two pixels of {encoding} share their colour, so the width "
+                         "must be even")
     if encoding in _SAME_ENCODINGS or message.is_bigendian or step != row or len(message.data) != step * height:
         # One tight picture with its colour order named: the same for every cv_bridge. Bytes have no byte order.
         rows = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)[:, :row]
@@ -240,3 +240,16 @@ def encode_transform(parent: str, child: str, translation: np.ndarray, rotation:
     into.translation.x, into.translation.y, into.translation.z = map(float, translation)
     into.rotation.x, into.rotation.y, into.rotation.z, into.rotation.w = map(float, rotation)
     return message
+
+
+def decode_transform(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
+    """Message to translation (3,) m and quaternion (4,) x, y, z, w.
+
+    :raises InputError: when a value is not finite
+    """
+    shift, turn = message.transform.translation, message.transform.rotation
+    values = np.array([shift.x, shift.y, shift.z, turn.x, turn.y, turn.z, turn.w])
+    if not np.isfinite(values).all():
+        raise InputError(f"the transform from '{message.child_frame_id}' to '{message.header.frame_id}' is not finite: "
+                         f"{values.tolist()}; check who publishes it")
+    return values[:3], values[3:]

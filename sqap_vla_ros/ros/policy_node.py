@@ -95,7 +95,7 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._end_thread, self._overlay.close)
         self._commander = Commander(self, lambda sentence: self._report.note("gripper", sentence))
         self._closing.callback(self._commander.close)
-        self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
+        self._finder = FootprintFinder(self, self._config.input.cameras, self._config.footprint)
         self._closing.callback(self._finder.close)
         self._set_instruction("", NO_INSTRUCTION)
         for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
@@ -152,7 +152,7 @@ class PolicyNode(SafeLifecycleNode):
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         try:
-            self._finder.take_camera_info(message)
+            self._finder.take_camera_info(0, message)
         except InputError as error:
             self._report.note("camera_info", str(error))
 
@@ -208,7 +208,7 @@ class PolicyNode(SafeLifecycleNode):
         if picture is None:
             return
         message, knobs = picture.message, self._config.footprint
-        found = self._finder.find(knobs, message.header.frame_id, (message.width, message.height), picture.stamp_ns)
+        found = self._finder.find(knobs, 0, message.header.frame_id, (message.width, message.height), picture.stamp_ns)
         if not found.exact and self._wall_ns() - picture.arrived_ns < knobs.tf_wait_s * NS_PER_S:
             return
         try:
