@@ -12,6 +12,8 @@ from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.knobs import ControlKnobs, FootprintKnobs, InputKnobs, Knob, ModelKnobs, PruneKnobs, SafetyKnobs
 
 MAX_CAMERAS = 3
+# As far off as numbers written with three digits are.
+QUATERNION_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Config:
         if footprint.extrinsics_frame:
             _check_count("footprint.extrinsics", footprint.extrinsics, 7 * len(cameras), "seven for each of "
                          "input.cameras")
+            for camera, start in zip(cameras, range(3, 7 * len(cameras), 7), strict=True):
+                length = math.hypot(*footprint.extrinsics[start:start + 4])
+                if abs(length - 1.0) > QUATERNION_TOLERANCE:
+                    raise ConfigError(f"footprint.extrinsics has a quaternion of length {length:.4g} for camera "
+                                      f"'{camera}'; it must be 1; give x, y, z, then x, y, z, w")
         for name in ("workspace_min_m", "workspace_max_m"):
             _check_count(f"safety.{name}", getattr(safety, name), 3, "x, y and z")
         if any(low >= high for low, high in zip(safety.workspace_min_m, safety.workspace_max_m, strict=True)):
