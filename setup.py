@@ -72,6 +72,7 @@ setup(
         "console_scripts": [
             "sqap = sqap_vla_ros.cli.main:main",
             "policy_node = sqap_vla_ros.ros.policy_node:main",
+            "watchdog_node = sqap_vla_ros.ros.watchdog_node:main",
             "sim_robot_node = sqap_vla_ros.simulation.robot_node:main",
         ],
     },

@@ -10,7 +10,6 @@ first step, however long the inference took, and where the robot moved on meanwh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,24 +20,11 @@ from sqap_vla_ros.policy.chunk import step_at, step_velocity
 from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
 from sqap_vla_ros.policy.safety import age_s, check_finite, check_fresh, limit_gripper
 from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.inputs import Picture
 from sqap_vla_ros.ros.motion import MotionClock
 from sqap_vla_ros.ros.pacing import Pacing, is_due
 
 NO_INSTRUCTION = f"there is no instruction on {interface.INSTRUCTION.name} yet"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The newest image.
-
-    :param message: as it came; decoded only when an inference is due
-    :param stamp_ns: its stamp
-    :param arrived_ns: when it came, on a steady wall clock
-    """
-
-    message: Any
-    stamp_ns: int
-    arrived_ns: int
 
 
 @dataclass(frozen=True)
@@ -220,9 +206,14 @@ class Cycle:
         waiting_ns = self.picture.stamp_ns if self.picture is not None else self._in_work_ns
         return self._pacing.answer_expected(now_ns, wall_ns, waiting_ns)
 
+    def image_age_s(self, now_ns: int) -> float | None:
+        """Age of the newest image, s; None where none came yet."""
+        newest_ns = self._pacing.newest_ns
+        return None if newest_ns is None else age_s(newest_ns, now_ns)
+
     def why_hold(self, now_ns: int, safety: SafetyKnobs) -> tuple[str, str]:
         """Kind and sentence of why the robot holds; a kind only where the hold itself is counted, when it begins."""
-        newest_ns = self._pacing.newest_ns
+        age = self.image_age_s(now_ns)
         if now_ns == 0:
             return "clock", f"no time has come on {interface.CLOCK.name} yet, and use_sim_time is true"
         if not self.instruction:
@@ -232,7 +223,6 @@ class Cycle:
             stale = self._why_stale(now_ns, safety)
             if not stale:
                 return "", ""
-        age = None if newest_ns is None else age_s(newest_ns, now_ns)
         if age is not None and age <= safety.max_image_age_s:
             return "", self._problem or self._refusal or stale or "the next actions are not ready"
         sentence = (f"no image has arrived on {interface.IMAGE.name}" if age is None else

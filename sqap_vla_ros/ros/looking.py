@@ -27,13 +27,16 @@ class Looking:
     :param policy: ready to infer
     :param finder: where the robot is in each picture, and where its tool
     :param joints: the robot's own state
+    :param decode: the pictures of a set, (H, W, 3) uint8 RGB for each camera
     :param report: where things are counted and told
     :param panel: told of failures
     :param answered: called by the executor when an answer is there to be taken
     """
 
     def __init__(self, node: LifecycleNode, policy: PolicyLike, finder: FootprintFinder, joints: JointStates,
-                 report: Reporter, panel: Panel, answered: Callable[[], None]) -> None:
+                 decode: Callable[[Picture], tuple[np.ndarray, ...]], report: Reporter, panel: Panel,
+                 answered: Callable[[], None]) -> None:
+        self._decode_all = decode
         self._node, self._finder, self._joints, self._report, self._panel = node, finder, joints, report, panel
         self._began_ns = 0
         self._decoded: tuple[Picture, tuple[np.ndarray, ...]] | None = None
@@ -100,7 +103,7 @@ class Looking:
     def _decode(self, picture: Picture) -> tuple[np.ndarray, ...]:
         if self._decoded is None or self._decoded[0] is not picture:
             try:
-                self._decoded = picture, picture.decode()
+                self._decoded = picture, self._decode_all(picture)
             except InputError as error:
                 self._report.note("image", str(error))
                 raise

@@ -88,7 +88,8 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._finder.close)
         self._joints = JointStates(self, config.input)
         self._closing.callback(self._joints.close)
-        self._looking = Looking(self, self._policy, self._finder, self._joints, self._report, self._panel,
+        self._looking = Looking(self, self._policy, self._finder, self._joints,
+                                lambda picture: self._cameras.decode(picture), self._report, self._panel,
                                 self._on_answer)
         self._closing.callback(self._end_thread, self._looking.close)
         self._actuation = Actuation(self, config, self._panel.interlock, self._report, self._find_tool)
@@ -193,6 +194,8 @@ class PolicyNode(SafeLifecycleNode):
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._config = changed
+        if configured:
+            self._cameras.knobs = changed.input
         if self._active and changed.control.control_hz != before.control.control_hz:
             self._set_beats(changed.control)
         return SetParametersResult(successful=True)
@@ -243,13 +246,14 @@ class PolicyNode(SafeLifecycleNode):
         control = self._config.control
         found = self._finder.find_tool(control.base_frame, control.tool_frame, stamp_ns,
                                        self._config.footprint.max_tf_age_s)
-        return found.pose, found.reason
+        return None if found.pose is None else (found.pose.position, found.pose.quaternion), found.reason
 
     def _publish_summary(self) -> None:
         now_ns = self._now_ns()
         hold = self._cycle.why_hold(now_ns, self._config.safety)[1] if self._active else ""
         stop = self._panel.interlock.why_stopped(self._config.control)[1] if self._active else ""
-        ages = {**self._cycle.ages_s(now_ns), **self._joints.ages_s(now_ns)} if self._active else {}
+        ages = {"image": self._cycle.image_age_s(now_ns), "tf": self._finder.age_s(now_ns),
+                "joint_states": self._joints.age_s(now_ns)} if self._active else {}
         self._report.tell_summary(
             Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described, stop, ages), now_ns)
 
