@@ -1,8 +1,10 @@
 """The policy node with a policy that needs no model; run as a script it is a process of its own.
 
-What the policy does is said by the instruction, so that a test decides it over DDS.
+What the policy does is said by the instruction, so that a test decides it over DDS; how long it takes and how many steps
+it answers with, by FAKE_DELAY_S and FAKE_CHUNK_STEPS in the environment.
 """
 
+import os
 import sys
 import threading
 
@@ -32,6 +34,7 @@ class FakePolicy:
 
     image_size = SIZE
     delay_s = 0.0
+    chunk_steps = CHUNK_STEPS
 
     def __init__(self, config):
         self.config = config
@@ -61,9 +64,9 @@ class FakePolicy:
         if observation.instruction == "block" or self.pause.is_set():
             self.unblock.wait(30.0)
         threading.Event().wait(self.delay_s)
-        steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (CHUNK_STEPS, 1))
+        steps = np.tile(STEPS.get(observation.instruction, STEPS["go"]), (self.chunk_steps, 1))
         if observation.instruction == "count":
-            steps[:, 0] = 0.01 * np.arange(1, CHUNK_STEPS + 1)
+            steps[:, 0] = 0.01 * np.arange(1, self.chunk_steps + 1)
         kept = np.array([0, 5, 6, 9, 15])
         rules = np.array([0, 1, 1, 2, 2], dtype=np.int8)
         return Inference(ActionChunk(observation.stamp_ns, STEP_NS, steps),
@@ -72,4 +75,6 @@ class FakePolicy:
 
 
 if __name__ == "__main__":
+    FakePolicy.delay_s = float(os.environ.get("FAKE_DELAY_S", FakePolicy.delay_s))
+    FakePolicy.chunk_steps = int(os.environ.get("FAKE_CHUNK_STEPS", CHUNK_STEPS))
     sys.exit(run_node(lambda: PolicyNode(FakePolicy), None, wants_start=lambda node: True))
