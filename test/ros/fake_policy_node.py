@@ -1,7 +1,7 @@
 """The policy node with a policy that needs no model; run as a script it is a process of its own.
 
-What the policy does is said by the instruction, so that a test decides it over DDS; how long it takes and how many steps
-it answers with, by FAKE_DELAY_S and FAKE_CHUNK_STEPS in the environment.
+What the policy does is said by the instruction, so that a test decides it over DDS; how long it takes and how many
+steps it answers with, by FAKE_DELAY_S and FAKE_CHUNK_STEPS in the environment.
 """
 
 import os

@@ -22,8 +22,8 @@ CYCLE_S = 0.01
 class ServoStandIn(Node):
     """See the module's docstring; ``command_type`` is None until it is switched.
 
-    ``accepted`` and ``moving`` count commands, ``refused`` counts them by reason, ``halts`` counts how often motion ended
-    because no valid command came, and ``rests`` how often because a command was zero.
+    ``accepted`` and ``moving`` count commands, ``refused`` counts them by reason, ``halts`` counts how often motion
+    ended because no valid command came, and ``rests`` how often because a command was zero.
     """
 
     def __init__(self, **options):

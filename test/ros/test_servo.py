@@ -127,11 +127,14 @@ def slow_policy(fake):
 
 def watch(peer, servo, duration_s):
     """So many halts, refusals, commands, rests and answers in a time."""
-    before = np.array([servo.halts, sum(servo.refused.values()), servo.accepted, servo.rests, len(peer.heard["latency"])])
+    def count():
+        return np.array([servo.halts, sum(servo.refused.values()), servo.accepted, servo.rests,
+                         len(peer.heard["latency"])])
+
+    before = count()
     end = time.monotonic() + duration_s
     peer.wait_streaming(lambda: time.monotonic() > end, "the time to pass")
-    return np.array([servo.halts, sum(servo.refused.values()), servo.accepted, servo.rests,
-                     len(peer.heard["latency"])]) - before
+    return count() - before
 
 
 # A machine that is busy with other things may stop any process for 0.1 s, so one of several short looks must be clean.
