@@ -133,7 +133,8 @@ POLICY_NODE: tuple[tuple[Role, Endpoint], ...] = (
     (Role.PUBLISHES, DIAGNOSTICS), (Role.PUBLISHES, OVERLAY), (Role.PUBLISHES, ACTIVE_INSTRUCTION))
 
 WATCHDOG_NODE: tuple[tuple[Role, Endpoint], ...] = (
-    (Role.SUBSCRIBES, TWIST), (Role.PUBLISHES, TWIST), (Role.PUBLISHES, DIAGNOSTICS))
+    # A longer queue than a robot's, so that its own zeros push no command out.
+    (Role.SUBSCRIBES, replace(TWIST, qos=Qos.RELIABLE)), (Role.PUBLISHES, TWIST), (Role.PUBLISHES, DIAGNOSTICS))
 
 SIM_ROBOT: tuple[tuple[Role, Endpoint], ...] = (
     (Role.PUBLISHES, IMAGE), (Role.PUBLISHES, IMAGE_COMPRESSED), (Role.PUBLISHES, CAMERA_INFO), (Role.PUBLISHES, TF),

@@ -106,9 +106,7 @@ class WatchdogNode(Node):
         self._counts = {"commands": 0, "silences": 0, "zeros": 0}
         self._zeros_out = interface.advertise(self, interface.TWIST)
         self._diagnostics = interface.advertise(self, interface.DIAGNOSTICS)
-        # A longer queue than a robot's, so that its own zeros push no command out.
-        self.create_subscription(interface.TWIST.type, interface.TWIST.name, self._on_twist,
-                                 interface.Qos.RELIABLE.profile())
+        interface.subscribe(self, interface.WATCHDOG_NODE[0][1], self._on_twist)
         self._checks = self.create_timer(min(timeout_s / _CHECKS_PER_TIMEOUT, REPEAT_S), self._check, clock=self._wall)
         self._checks.cancel()
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self._wall)

@@ -1,8 +1,10 @@
 """The policy node with a policy that needs no model; run as a script it is a process of its own.
 
-What the policy does is said by the instruction, so that a test decides it over DDS.
+What the policy does is said by the instruction, so that a test decides it over DDS; how long it takes and how many
+steps it answers with, by FAKE_DELAY_S and FAKE_CHUNK_STEPS in the environment.
 """
 
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -80,4 +82,6 @@ class FakePolicy:
 
 
 if __name__ == "__main__":
+    FakePolicy.delay_s = float(os.environ.get("FAKE_DELAY_S", FakePolicy.delay_s))
+    FakePolicy.chunk_steps = int(os.environ.get("FAKE_CHUNK_STEPS", CHUNK_STEPS))
     sys.exit(run_node(lambda: PolicyNode(FakePolicy), None, wants_start=lambda node: True))
