@@ -6,6 +6,7 @@ time, stamps and ages are the node's clock, so simulated time may stand still.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from sqap_vla_ros.data import Inference
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.ensemble import build_ensemble
-from sqap_vla_ros.policy.safety import check_allowed
+from sqap_vla_ros.policy.safety import age_s, check_allowed
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.actuation import Actuation
 from sqap_vla_ros.ros.command_codecs import ToolPose
@@ -252,10 +253,16 @@ class PolicyNode(SafeLifecycleNode):
         now_ns = self._now_ns()
         hold = self._cycle.why_hold(now_ns, self._config.safety)[1] if self._active else ""
         stop = self._panel.interlock.why_stopped(self._config.control)[1] if self._active else ""
-        ages = {"image": self._cycle.image_age_s(now_ns), "tf": self._finder.age_s(now_ns),
-                "joint_states": self._joints.age_s(now_ns)} if self._active else {}
+        ages = self._find_ages(now_ns) if self._active else {}
         self._report.tell_summary(
             Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described, stop, ages), now_ns)
+
+    def _find_ages(self, now_ns: int) -> dict[str, float | None]:
+        control = self._config.control
+        tool = self._finder.find_tool(control.base_frame, control.tool_frame, now_ns, math.inf)
+        joints = {} if self._config.input.state == "none" else {"joint_states": self._joints.age_s(now_ns)}
+        return {"image": self._cycle.image_age_s(now_ns),
+                "tf": age_s(tool.stamp_ns, now_ns) if tool.stamp_ns else None, **joints}
 
     # --- small change
 

@@ -76,11 +76,13 @@ class FoundTool:
     :param pose: where it is, or None
     :param reason: why it is not known; empty when it is
     :param hit: what TF knew
+    :param stamp_ns: when it was there; 0 where that is always, or not known
     """
 
     pose: ToolPose | None
     reason: str
     hit: TfHit
+    stamp_ns: int = 0
 
 
 @dataclass
@@ -179,7 +181,7 @@ class FootprintFinder:
         hit = TfHit.NONE
         try:
             (transform,), hit = self._look_up(base_frame, (tool_frame,), stamp_ns, max_age_s, "the moment asked for")
-            return FoundTool(ToolPose(*decode_transform(transform)), "", hit)
+            return FoundTool(ToolPose(*decode_transform(transform)), "", hit, stamp_to_ns(transform.header.stamp))
         except InputError as error:
             return FoundTool(None, str(error), hit)
 

@@ -38,7 +38,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path, state):
 def test_a_file_that_is_cut_off_is_refused(tmp_path):
     path = make_reference().save(tmp_path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match="reference.npz', what the float model did, cannot be read"):
+    with pytest.raises(CheckpointError, match=r"reference\.npz', what the float model did, cannot be read"):
         load_reference(path)
 
 
