@@ -150,6 +150,7 @@ def test_a_camera_that_begins_anew_is_not_held_to_its_old_images(open_cell):
     cell.keep(0, 50 * S, "no image has arrived on wrist/image_raw")
     cell.keep(1, 2 * S, "the image on wrist/image_raw is 48.000 s older than that on front/image_raw; .*")
     assert cell.gather(0, 2 * S) == [2 * S, 2 * S]
+    assert cell.cameras.why_incomplete == ""
 
 
 def test_after_a_jump_of_the_clock_nothing_old_is_used(open_cell):
@@ -266,6 +267,7 @@ def test_a_message_that_does_not_fit_is_told_while_positions_are_missing(open_jo
                                  "states have 3 names and 1 positions; there must be one position for each name")
     out.publish(make_joints(S, shoulder=1, elbow=2, finger=3))
     peer.wait(lambda: not complaint(joints), "the positions")
+    assert complaint(joints, 9 * S).endswith("is 8.000 s old; allowed are 0.5 s")
 
 
 TOOL = FoundTool(ToolPose(np.array([0.5, -0.25, 1.0]), np.array([0.0, 0.0, np.sin(0.3), np.cos(0.3)])), "",
