@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -73,8 +74,8 @@ class Cameras:
         for index, (camera, end) in enumerate(zip(knobs.cameras, ends, strict=True)):
             info = interface.of_camera(interface.CAMERA_INFO, camera)
             self._subscriptions += [
-                interface.subscribe(node, end, lambda message, index=index: self._take_picture(index, message)),
-                interface.subscribe(node, info, lambda message, index=index: self._take_calibration(index, message))]
+                interface.subscribe(node, end, partial(self._take_picture, index)),
+                interface.subscribe(node, info, partial(self._take_calibration, index))]
 
     def close(self) -> None:
         """Stop listening."""
@@ -167,10 +168,6 @@ class JointStates:
         """Forget all positions, after the clock jumped."""
         self._newest: dict[str, tuple[float, int]] = {}
         self._problem = ""
-
-    def age_s(self, now_ns: int) -> float | None:
-        """Age of the oldest position that is in use, s; None where none is."""
-        return max((age_s(stamp_ns, now_ns) for _, stamp_ns in self._newest.values()), default=None)
 
     def state(self, now_ns: int, max_age_s: float, tool: FoundTool | None) -> np.ndarray | None:
         """The robot's state as the model reads it.

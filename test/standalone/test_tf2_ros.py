@@ -155,6 +155,27 @@ def test_poses_that_come_late_are_sorted_in():
     np.testing.assert_allclose(look(buffer, "a", "b", 2 * S + S // 2)[0], (6, 0, 0))
 
 
+def test_of_two_poses_at_one_moment_the_last_counts_and_the_first_where_the_buffer_begins():
+    twice = [pose("a", "b", stamp, (x, 0, 0)) for stamp in (S, 2 * S) for x in (1, 2)]
+    buffer = fill(*twice, pose("a", "b", 3 * S, (6, 0, 0)))
+    # A pose that is known already does not become the last again.
+    buffer.set_transform(twice[2], "test")
+    for stamp, x in ((S, 1), (S + S // 2, 1.5), (2 * S, 2), (2 * S + S // 2, 4)):
+        np.testing.assert_allclose(look(buffer, "a", "b", stamp)[0], (x, 0, 0))
+
+
+def test_a_moving_frame_without_stamps_is_not_part_of_the_latest_time():
+    buffer = fill(pose("a", "b", 0, (1, 0, 0)), pose("b", "c", 5 * S))
+    np.testing.assert_allclose(look(buffer, "a", "b", 0)[0], (1, 0, 0))
+    with pytest.raises(tf2_ros.ExtrapolationException):
+        look(buffer, "a", "c", 0)
+
+
+def test_between_fixed_frames_nothing_that_was_stamped_zero_long_ago_counts():
+    buffer = fill(pose("c", "b", 0, (7, 0, 0)), pose("a", "b", S), static=[pose("b", "c", 0, (2, 0, 0))])
+    np.testing.assert_allclose(look(buffer, "c", "b", 0)[0], (-2, 0, 0))
+
+
 def test_a_frame_that_changes_its_parent_is_not_interpolated_across():
     buffer = fill(pose("a", "b", S, (1, 0, 0)), pose("x", "b", 2 * S, (5, 0, 0)))
     np.testing.assert_allclose(look(buffer, "a", "b", S + S // 2)[0], (1, 0, 0))
