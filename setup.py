@@ -38,7 +38,8 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         shared("", "package.xml"),
         shared("launch", "*.launch.py"),
-        shared("config", "*.yaml"),
+        shared("config", "*.*"),
+        shared("config/sros2", "*.xml"),
     ],
     zip_safe=False,
     python_requires=">=3.10",
@@ -65,8 +66,8 @@ setup(
         "test": ["pytest>=7", "pytest-timeout>=2"],
         # Reads what we write; apart from the others, since beside an older torch it cannot be installed.
         "formats": ["compressed-tensors>=0.20; python_version>='3.11'"],
-        "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "mypy>=1.10", "ruff>=0.5",
-                "types-PyYAML"],
+        "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "flake8>=4", "mypy>=1.10",
+                "pydocstyle>=6.1", "ruff>=0.5", "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [

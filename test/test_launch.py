@@ -1,8 +1,10 @@
 """What the launch files start, read through stand-ins with the signatures that Humble, Jazzy and Kilted share."""
 
 import importlib.util
+import re
 import runpy
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -185,3 +187,39 @@ def test_real_launch_accepts_the_files(file):
     description = runpy.run_path(str(LAUNCH / file))["generate_launch_description"]()
     names = {action.name for action in description.get_launch_arguments()}
     assert names >= SHARED and len(names) == len(description.get_launch_arguments())
+
+
+def example():
+    """The launch file that the README shows."""
+    (text,) = re.findall(r"```xml\n(.*?)```", (LAUNCH.parent / "README.md").read_text(), flags=re.DOTALL)
+    return text
+
+
+def test_readme_s_launch_file_names_what_there_is(describe):
+    root = ElementTree.fromstring(example())
+    (include,) = root.iter("include")
+    file = include.get("file").removeprefix("$(find-pkg-share sqap_vla_ros)/launch/")
+    given = {item.get("name"): item.get("value") for item in include}
+    assert given.keys() <= describe(file)[0].keys()
+    assert (LAUNCH.parent / given["params_file"].removeprefix("$(find-pkg-share sqap_vla_ros)/")).is_file()
+    ends = {end.name for _, end in interface.POLICY_NODE}
+    remapped = [item.get("from") for item in root.iter("set_remap")]
+    assert remapped and set(remapped) <= ends
+    assert [item.get("name") for item in root.findall("arg")] == re.findall(r"\$\(var (\w+)\)", example())
+
+
+@pytest.mark.parametrize("command", re.findall(r"ros2 launch sqap_vla_ros (\S+)((?: (?:\\\n +)?\w+:=(?:\"[^\"]*\"|\S+))*)",
+                                               (LAUNCH.parent / "README.md").read_text()))
+def test_readme_s_commands_give_arguments_that_there_are(describe, command):
+    file, arguments = command
+    assert set(re.findall(r"(\w+):=", arguments)) <= describe(file)[0].keys()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("launch_xml") is None, reason="needs a ROS 2 installation")
+def test_real_launch_accepts_the_readme_s_launch_file(tmp_path):
+    from launch.launch_description_sources import AnyLaunchDescriptionSource
+
+    file = tmp_path / "robot.launch.xml"
+    file.write_text(example())
+    source = AnyLaunchDescriptionSource(str(file))
+    assert source.try_get_launch_description_without_context() is not None

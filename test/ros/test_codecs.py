@@ -297,5 +297,3 @@ def _complaint(encoding):
     with pytest.raises(InputError) as caught:
         codecs.decode_image(pack(RGB, encoding))
     return str(caught.value)
-
-
