@@ -208,8 +208,9 @@ def test_readme_s_launch_file_names_what_there_is(describe):
     assert [item.get("name") for item in root.findall("arg")] == re.findall(r"\$\(var (\w+)\)", example())
 
 
-@pytest.mark.parametrize("command", re.findall(r"ros2 launch sqap_vla_ros (\S+)((?: (?:\\\n +)?\w+:=(?:\"[^\"]*\"|\S+))*)",
-                                               (LAUNCH.parent / "README.md").read_text()))
+@pytest.mark.parametrize("command", re.findall(
+    r"ros2 launch sqap_vla_ros (\S+)((?: (?:\\\n +)?\w+:=(?:\"[^\"]*\"|\S+))*)",
+    (LAUNCH.parent / "README.md").read_text()))
 def test_readme_s_commands_give_arguments_that_there_are(describe, command):
     file, arguments = command
     assert set(re.findall(r"(\w+):=", arguments)) <= describe(file)[0].keys()

@@ -10,6 +10,7 @@ first step, however long the inference took, and where the robot moved on meanwh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,24 @@ from sqap_vla_ros.policy.chunk import step_at, step_velocity
 from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
 from sqap_vla_ros.policy.safety import age_s, check_finite, check_fresh, limit_gripper
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.inputs import Picture
 from sqap_vla_ros.ros.motion import MotionClock
 from sqap_vla_ros.ros.pacing import Pacing, is_due
 
 NO_INSTRUCTION = f"there is no instruction on {interface.INSTRUCTION.name} yet"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The newest images that belong together, one per camera.
+
+    :param messages: as they came, in the model's order; decoded only when an inference is due
+    :param stamp_ns: the oldest of their stamps
+    :param arrived_ns: when the last of them came, on a steady wall clock
+    """
+
+    messages: tuple[Any, ...]
+    stamp_ns: int
+    arrived_ns: int
 
 
 @dataclass(frozen=True)

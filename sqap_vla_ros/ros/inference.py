@@ -69,7 +69,8 @@ def load_policy(config: Config) -> PolicyLike:
     from sqap_vla_ros.policy.policy import build_policy
     from sqap_vla_ros.policy.wiring import check_arm, choose_settings
 
-    check_arm(describe_checkpoint(config.model.checkpoint, settings=choose_settings(config.model)).model)
+    facts = describe_checkpoint(config.model.checkpoint, settings=choose_settings(config.model), chosen=True)
+    check_arm(facts.model, config.input)
     return build_policy(config)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -23,26 +22,13 @@ from sqap_vla_ros.knobs import InputKnobs
 from sqap_vla_ros.policy.safety import age_s
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import decode_compressed, decode_image, decode_joint_positions, stamp_to_ns
+from sqap_vla_ros.ros.cycle import Picture
 from sqap_vla_ros.ros.transforms import FoundTool
 
 # Pictures of one camera that wait for those of slower ones.
 WAITING = 5
 
 Message: TypeAlias = Image | CompressedImage
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The newest images that belong together, one per camera.
-
-    :param messages: as they came, in the model's order; decoded only when an inference is due
-    :param stamp_ns: the oldest of their stamps
-    :param arrived_ns: when the last of them came, on a steady wall clock
-    """
-
-    messages: tuple[Message, ...]
-    stamp_ns: int
-    arrived_ns: int
 
 
 class Cameras:
@@ -168,6 +154,10 @@ class JointStates:
         """Forget all positions, after the clock jumped."""
         self._newest: dict[str, tuple[float, int]] = {}
         self._problem = ""
+
+    def age_s(self, now_ns: int) -> float | None:
+        """Age of the oldest position that is in use, s; None where none is."""
+        return max((age_s(stamp_ns, now_ns) for _, stamp_ns in self._newest.values()), default=None)
 
     def state(self, now_ns: int, max_age_s: float, tool: FoundTool | None) -> np.ndarray | None:
         """The robot's state as the model reads it.

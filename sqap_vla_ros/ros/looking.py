@@ -11,10 +11,10 @@ from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.errors import InferenceError, InputError
 from sqap_vla_ros.policy.safety import age_s
-from sqap_vla_ros.ros.cycle import Cycle
+from sqap_vla_ros.ros.cycle import Cycle, Picture
 from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.inference import Job, PolicyLike
-from sqap_vla_ros.ros.inputs import JointStates, Picture
+from sqap_vla_ros.ros.inputs import JointStates
 from sqap_vla_ros.ros.panel import Panel
 from sqap_vla_ros.ros.transforms import FootprintFinder
 from sqap_vla_ros.ros.worker import LatestWorker

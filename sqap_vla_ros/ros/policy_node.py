@@ -28,11 +28,11 @@ from sqap_vla_ros.policy.safety import age_s, check_allowed
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.actuation import Actuation
 from sqap_vla_ros.ros.command_codecs import ToolPose
-from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle
+from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle, Picture
 from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.health import Summary
 from sqap_vla_ros.ros.inference import Job, PolicyLike, free_memory, load_policy
-from sqap_vla_ros.ros.inputs import Cameras, JointStates, Picture
+from sqap_vla_ros.ros.inputs import Cameras, JointStates
 from sqap_vla_ros.ros.lifecycle import SafeLifecycleNode, run_node
 from sqap_vla_ros.ros.looking import Looking
 from sqap_vla_ros.ros.overlay import OverlayPublisher, OverlayRequest

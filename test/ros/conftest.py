@@ -30,6 +30,7 @@ from sqap_vla_ros.ros.policy_node import PolicyNode
 FAKE_NODE = Path(__file__).with_name("fake_policy_node.py")
 DEADLINE_S = 60.0
 CAMERA_FRAME = "camera_optical_frame"
+OPEN = {"control__dry_run": False, "control__enable_actuation": True, "safety__ramp_in_s": 0.0}
 WIDTH, HEIGHT, FOCAL_PX = 64, 48, 80.0
 
 
@@ -286,13 +287,13 @@ class Running:
 def launch(fake, monkeypatch):
     """``launch(policy_factory=FakePolicy, **parameters)``; dots in parameter names are double underscores.
 
-    Not a dry run, and summaries come ten times a second, so that tests need not wait for them.
+    Interlocks are open, and neither ramp nor summaries are waited for.
     """
     running = []
     monkeypatch.setattr(policy_node, "DIAGNOSTICS_PERIOD_S", 0.1)
 
     def start(policy_factory=fake.FakePolicy, **parameters):
-        running.append(Running(policy_factory, **{"control__dry_run": False} | parameters))
+        running.append(Running(policy_factory, **OPEN | parameters))
         return running[-1]
 
     yield start
