@@ -16,7 +16,11 @@ SPEED_M_S = 0.05
 # Each answer is faster than the one before by this, so that a command tells which answer it is.
 MARK_M_S, MARKS = 1e-6, 10_000
 _SIDE_PX, _GRID = 32, 4
-_STEP_NS = 100_000_000
+
+
+def read_mark(speed_m_s: float) -> int:
+    """Which answer, from 0, a commanded speed belongs to."""
+    return round((speed_m_s - SPEED_M_S) / MARK_M_S)
 
 
 class StandInPolicy:
@@ -29,6 +33,7 @@ class StandInPolicy:
 
     def __init__(self, config: Config) -> None:
         self._limit = config.safety.max_instruction_chars
+        self._step_ns = int(config.control.step_period_s * 1e9)
         self._count = 0
 
     def warm_up(self) -> None:
@@ -55,7 +60,7 @@ class StandInPolicy:
         speed = SPEED_M_S + MARK_M_S * self._count
         self._count = (self._count + 1) % MARKS
         steps = np.zeros((STEPS, 7))
-        steps[:, 0], steps[:, 6] = speed * _STEP_NS * 1e-9, 1.0
+        steps[:, 0], steps[:, 6] = speed * self._step_ns * 1e-9, 1.0
         tokens = TokenUse((_GRID, _GRID), np.arange(_GRID * _GRID),
                           np.full(_GRID * _GRID, TokenRule.UNPRUNED, dtype=np.int8))
-        return Inference(ActionChunk(observation.stamp_ns, _STEP_NS, steps), StageTimes({"head": 0.0}), (tokens,))
+        return Inference(ActionChunk(observation.stamp_ns, self._step_ns, steps), StageTimes({"head": 0.0}), (tokens,))
