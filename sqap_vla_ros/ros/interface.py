@@ -110,6 +110,7 @@ ACTIVE_INSTRUCTION = Endpoint("~/active_instruction", String, Qos.LATCHED, "the 
 OUTCOME = Endpoint("~/outcome", DiagnosticStatus, Qos.RELIABLE, "seed, task, instruction, steps, success, finished")
 RESET = Endpoint("~/reset", Trigger, None, "the same scene from its start")
 NEW_SCENE = Endpoint("~/new_scene", Trigger, None, "the scene that the parameters scene.seed, .task and .color name")
+FAULT = Endpoint("rig/fault", String, Qos.LATCHED, "fault that `sqap soak` has let loose; empty when all is well")
 
 
 class Role(Enum):
@@ -140,6 +141,10 @@ SIM_ROBOT: tuple[tuple[Role, Endpoint], ...] = (
     (Role.PUBLISHES, IMAGE), (Role.PUBLISHES, IMAGE_COMPRESSED), (Role.PUBLISHES, CAMERA_INFO), (Role.PUBLISHES, TF),
     (Role.PUBLISHES, TF_STATIC), (Role.PUBLISHES, JOINT_STATES), (Role.PUBLISHES, CLOCK), (Role.PUBLISHES, OUTCOME),
     (Role.SUBSCRIBES, TWIST), (Role.SERVES_ACTION, GRIPPER), (Role.SERVES, RESET), (Role.SERVES, NEW_SCENE))
+
+RIG_ROBOT: tuple[tuple[Role, Endpoint], ...] = (
+    (Role.PUBLISHES, IMAGE), (Role.PUBLISHES, CAMERA_INFO), (Role.PUBLISHES, TF), (Role.PUBLISHES, TF_STATIC),
+    (Role.PUBLISHES, JOINT_STATES), (Role.SERVES_ACTION, GRIPPER), (Role.SUBSCRIBES, FAULT))
 
 
 def of_camera(endpoint: Endpoint, camera: str) -> Endpoint:

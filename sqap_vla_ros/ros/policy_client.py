@@ -18,6 +18,7 @@ from rclpy.client import Client
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from rclpy.utilities import try_shutdown
 from std_msgs.msg import String
 
@@ -138,6 +139,22 @@ class PolicyClient:
     def _listen(self, node: str, endpoint: Endpoint, callback: Callable[[Any], None]) -> None:
         assert endpoint.qos is not None, f"{endpoint.name} is not a topic"
         self._node.create_subscription(endpoint.type, _resolve(node, endpoint.name), callback, endpoint.qos.profile())
+
+    def _listen_with_arrival(self, endpoint: Endpoint, callback: Callable[[Any, int], None], depth: int) -> None:
+        """As :meth:`_listen`; the callback gets the system time in ns at which the message came, too."""
+        profile = endpoint.qos.profile() if endpoint.qos is not None else None
+        assert profile is not None, f"{endpoint.name} is not a topic"
+        profile.depth = depth
+
+        def with_info(message: Any, info: dict[str, int]) -> None:
+            callback(message, info["received_timestamp"])
+
+        def without_info(message: Any) -> None:
+            callback(message, time.time_ns())
+
+        # Humble does not tell when DDS received it, so there the way through the executor is part of the time.
+        chosen: Any = with_info if hasattr(Subscription, "CallbackType") else without_info
+        self._node.create_subscription(endpoint.type, endpoint.name, chosen, profile)
 
     def _client(self, kind: Any, node: str, name: str) -> Client:
         return self._node.create_client(kind, _resolve(node, name))
