@@ -74,7 +74,8 @@ class PruneKnobs:
     rule: str = knob("sqap", "Selection rule; 'none' keeps every token.",
                      choices=("none", "sqap", "sqap-no-attention", "sqap-no-robot", "sqap-no-coverage", "fastv",
                               "coverage", "efficientvla", "random"))
-    pruned_ratio: float = knob(0.4, "Share of the visual tokens dropped, 0 to 1.", minimum=0.0, maximum=0.95)
+    pruned_ratio: float = knob(0.4, "Share of the visual tokens dropped, 0 to 1.", minimum=0.0, maximum=0.95,
+                               read_only=False)
     layer: int = knob(1, "Decoder layer (from 0) in which tokens leave, once its attention is known.", minimum=0,
                       maximum=255)
     attention_ratio: float = knob(0.1, "Share of the kept tokens chosen by attention in the sqap rules, 0 to 1.",
@@ -139,7 +140,8 @@ class FootprintKnobs:
 class ControlKnobs:
     """How actions become commands."""
 
-    control_hz: float = knob(20.0, "How often the newest image is considered, Hz.", minimum=1.0, maximum=200.0)
+    control_hz: float = knob(20.0, "How often the newest image is considered, Hz.", minimum=1.0, maximum=200.0,
+                             read_only=False)
     command_hz: float = knob(50.0, "How often a command is published, Hz.", minimum=1.0, maximum=500.0)
     step_period_s: float = knob(0.1, "Time one step of a chunk lasts, s.", minimum=0.005, maximum=10.0)
     execute_steps: int = knob(2, "Steps of a chunk that run before a newer image is taken.", minimum=1, maximum=64,

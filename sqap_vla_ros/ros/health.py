@@ -5,6 +5,7 @@ A window holds the newest ``WINDOW`` inferences, so percentiles follow a change 
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ WINDOW = 200
 PERCENTILES = (50, 95, 99)
 # How long a refusal still colours the summary, and how long the same sentence is not logged again.
 REMEMBERED_S = 5.0
+_NUMBER = re.compile(r"[\d.]+")
 
 # What can go wrong, by the name of its counter; all are shown from the start, so that a 0 can be read.
 INPUT_KINDS = ("image", "stale_image", "no_image", "instruction", "empty_instruction", "camera_info", "state", "clock")
@@ -77,10 +79,12 @@ class Health:
         """
         self.counts[kind] += 1
         self._reasons[kind] = (sentence, wall_ns)
+        # Ages and counts differ each time and say nothing new.
+        gist = _NUMBER.sub("", sentence)
         last, at_ns = self._logged.get(kind, ("", 0))
-        if last == sentence and wall_ns - at_ns < REMEMBERED_S * 1e9:
+        if last == gist and wall_ns - at_ns < REMEMBERED_S * 1e9:
             return False
-        self._logged[kind] = (sentence, wall_ns)
+        self._logged[kind] = (gist, wall_ns)
         return True
 
     def note_lookup(self, kind: str) -> None:

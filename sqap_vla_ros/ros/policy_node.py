@@ -85,7 +85,8 @@ class PolicyNode(SafeLifecycleNode):
         self._described = self._policy.describe()
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
         self._closing.callback(self._end_thread, self._overlay.close)
-        self._finder = FootprintFinder(self, config.input.cameras, config.footprint)
+        self._finder = FootprintFinder(self, config.input.cameras, config.footprint,
+                                       config.safety.max_future_s)
         self._closing.callback(self._finder.close)
         self._joints = JointStates(self, config.input)
         self._closing.callback(self._joints.close)

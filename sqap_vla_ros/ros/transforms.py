@@ -16,6 +16,7 @@ from geometry_msgs.msg import TransformStamped
 from rclpy.node import Node
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo
+from tf2_msgs.msg import TFMessage
 
 from sqap_vla_ros.data import RobotFootprint
 from sqap_vla_ros.errors import InputError
@@ -27,6 +28,7 @@ from sqap_vla_ros.ros.codecs import decode_camera_info, decode_transform, encode
 from sqap_vla_ros.standalone import import_ros_module
 
 tf2_ros = import_ros_module("tf2_ros")
+_AUTHORITY = "default_authority"
 
 
 class TfHit(Enum):
@@ -101,9 +103,12 @@ class FootprintFinder:
     :param cameras: their namespaces, in the model's order
     :param knobs: those that cannot change: whether pictures are free of distortion, so that P of camera_info holds, and
         where the cameras are
+    :param max_future_s: transforms stamped farther ahead of the node's clock are dropped, as are those from before a
+        jump of the clock that arrive behind it; TF would take them for the newest until their time comes
     """
 
-    def __init__(self, node: Node, cameras: Sequence[str], knobs: FootprintKnobs) -> None:
+    def __init__(self, node: Node, cameras: Sequence[str], knobs: FootprintKnobs, max_future_s: float) -> None:
+        self._node, self._max_future_ns = node, round(max_future_s * 1e9)
         self._cameras, self._rectified = tuple(cameras), knobs.rectified
         topics = [interface.of_camera(interface.CAMERA_INFO, camera).name for camera in cameras]
         self._calibrations = [_Calibration(f"no camera_info has arrived on {topic}") for topic in topics]
@@ -116,11 +121,14 @@ class FootprintFinder:
             for frame, values in zip(self._given_frames, np.reshape(knobs.extrinsics, (-1, 7)), strict=True):
                 self._buffer.set_transform_static(
                     encode_transform(knobs.extrinsics_frame, frame, values[:3], values[3:], 0), "footprint.extrinsics")
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
+        # Not tf2_ros.TransformListener, which takes everything.
+        self._subscriptions = [interface.subscribe(node, interface.TF, self._take_moving),
+                               interface.subscribe(node, interface.TF_STATIC, self._take_fixed)]
 
     def close(self) -> None:
         """Stop listening."""
-        self._listener.unregister()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
 
     def clear(self) -> None:
         """Forget all moving frames, after the clock jumped back; fixed ones and calibrations stay."""
@@ -184,6 +192,16 @@ class FootprintFinder:
             return FoundTool(ToolPose(*decode_transform(transform)), "", hit, stamp_to_ns(transform.header.stamp))
         except InputError as error:
             return FoundTool(None, str(error), hit)
+
+    def _take_moving(self, message: TFMessage) -> None:
+        latest_ns = self._node.get_clock().now().nanoseconds + self._max_future_ns
+        for transform in message.transforms:
+            if stamp_to_ns(transform.header.stamp) <= latest_ns:
+                self._buffer.set_transform(transform, _AUTHORITY)
+
+    def _take_fixed(self, message: TFMessage) -> None:
+        for transform in message.transforms:
+            self._buffer.set_transform_static(transform, _AUTHORITY)
 
     def _calibrated(self, index: int, size_px: tuple[int, int]) -> Camera:
         known = self._calibrations[index]

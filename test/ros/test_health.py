@@ -85,6 +85,7 @@ def test_everything_is_counted_but_the_same_is_not_logged_again_at_once():
     logged = [health.note("image", "bad", wall_ns) for wall_ns in (0, S, 2 * S)]
     assert logged == [True, False, False]
     assert health.note("image", "worse", 2 * S) is True
+    assert [health.note("no_image", f"none for {age:.1f} s", S) for age in (0.5, 0.6)] == [True, False]
     assert health.note("image", "worse", 3 * S + round(REMEMBERED_S * S)) is True
     _, values = summarise(health)
     assert values["count.image"] == "5" and values["reason.image"] == "worse"

@@ -192,7 +192,7 @@ def test_an_ensemble_blends_what_follows_one_instruction(launch, peer, fake):
             return inference
 
     start(lambda **options: launch(Wavering, **options), peer, control__ensemble_horizon=2,
-          control__ensemble_alpha=0.0, control__execute_steps=1)
+          control__ensemble_alpha=0.0, control__execute_steps=1, safety__max_linear_m_s2=1000.0)
     # 2 and 4 cm in turn, per 0.1 s.
     peer.wait_twists(lambda message: message.twist.linear.x == pytest.approx(0.3), "the blend", count=20)
     refused = set_parameter(peer, "control.execute_steps", 2)
@@ -326,7 +326,7 @@ def test_a_robot_that_cannot_be_found_is_held_unless_told_otherwise(launch, peer
     ("crash", "ZeroDivisionError: nobody foresaw this"),
     ("nan", "the commanded velocity has 1 of 6 values that are not finite")])
 def test_a_policy_that_fails_holds_the_robot_and_is_an_error(launch, peer, instruction, sentence):
-    start(launch, peer)
+    start(launch, peer, safety__max_failures=1000)
     peer.wait_twists(moves, "motion", count=3)
     peer.instruct(instruction)
     status, _ = peer.diagnosis(lambda status, values: int(values["count.inference"]) > 0, "the count")

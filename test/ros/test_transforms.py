@@ -5,6 +5,7 @@ import pytest
 import rclpy
 from rclpy.context import Context
 from sensor_msgs.msg import CameraInfo
+from tf2_msgs.msg import TFMessage
 
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.knobs import FootprintKnobs
@@ -25,7 +26,7 @@ class Eyes:
     """A finder whose buffer is filled by hand."""
 
     def __init__(self, node, cameras=("camera",), knobs=KNOBS):
-        self.finder, self.knobs = FootprintFinder(node, cameras, knobs), knobs
+        self.finder, self.knobs = FootprintFinder(node, cameras, knobs, 0.1), knobs
         for index in range(len(cameras)):
             self.finder.take_camera_info(index, make_info())
 
@@ -87,7 +88,7 @@ def test_frames_not_joined_protect_nothing_between_them(eyes):
 
 
 def test_a_rectified_picture_goes_by_the_projection(node):
-    finder = FootprintFinder(node, ("camera",), replace(KNOBS, rectified=True))
+    finder = FootprintFinder(node, ("camera",), replace(KNOBS, rectified=True), 0.1)
     with pytest.raises(InputError, match=r"P\[0\] is 0"):
         finder.take_camera_info(0, make_info())
     finder.take_camera_info(0, make_info(p=[200.0, 0.0, 300.0, 0.0, 0.0, 200.0, 200.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
@@ -177,7 +178,7 @@ def test_every_camera_has_its_own_calibration_frame_and_reason(open_eyes, node):
     assert eyes.find(S, index=0).footprint is not None
     assert eyes.find(S, index=1).reason.startswith("wrist: camera_info is not calibrated, K[0] is 0")
     assert eyes.find(S, index=1).hit is TfHit.UNASKED
-    fresh = FootprintFinder(node, ("front", "/cell/wrist"), eyes.knobs)
+    fresh = FootprintFinder(node, ("front", "/cell/wrist"), eyes.knobs, 0.1)
     assert fresh.find(KNOBS, 1, "lens", SIZE, S).reason == ("/cell/wrist: no camera_info has arrived on "
                                                             "/cell/wrist/camera_info")
     fresh.close()
@@ -241,3 +242,19 @@ def test_why_the_tools_pose_is_not_known_is_told(eyes):
     eyes.put_one("base", "tool", (np.inf, 0.0, 0.0), 2 * S)
     assert eyes.finder.find_tool("base", "tool", 2 * S, 0.2).reason.startswith(
         "the transform from 'tool' to 'base' is not finite: [inf, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]; check who")
+
+
+def test_what_was_stamped_before_a_jump_back_of_the_clock_and_comes_after_it_is_dropped(open_eyes, node):
+    eyes, now_ns = open_eyes(), node.get_clock().now().nanoseconds
+
+    def receive(ahead_ns):
+        stamp_ns = now_ns + ahead_ns
+        eyes.finder._take_moving(TFMessage(transforms=[
+            codecs.encode_transform(parent, child, (0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0), stamp_ns)
+            for parent, child in (("lens", "hand"), ("hand", "finger"))]))
+        return stamp_ns
+
+    ahead_ns = receive(60 * S)
+    assert eyes.find(ahead_ns).hit is TfHit.NONE
+    assert eyes.find(receive(0)).hit is TfHit.EXACT
+    assert eyes.find(now_ns + S).hit is TfHit.NONE

@@ -14,9 +14,9 @@ from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.errors import InferenceError
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.cycle import PolicyLike
+from sqap_vla_ros.ros.inference import PolicyLike, load_policy
 from sqap_vla_ros.ros.lifecycle import run_node
-from sqap_vla_ros.ros.policy_node import PolicyNode, load_policy
+from sqap_vla_ros.ros.policy_node import PolicyNode
 from sqap_vla_ros.ros.rig.faults import INFERENCE_HANGS, INFERENCE_NAN, INFERENCE_RACES, INFERENCE_RAISES
 from sqap_vla_ros.ros.rig.stand_in import STAND_IN, StandInPolicy
 

@@ -8,6 +8,7 @@ from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import ActionChunk, Inference, Observation, StageTimes, TokenRule, TokenUse
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.geometry.image_map import ImageMap, resize_map
+from sqap_vla_ros.knobs import PruneKnobs
 
 # What `model.checkpoint` is called to take it.
 STAND_IN = "stand-in"
@@ -46,6 +47,13 @@ class StandInPolicy:
         """
         if len(text) > self._limit:
             raise InputError(f"the instruction has {len(text)} characters; allowed are {self._limit}")
+
+    def check_itself(self) -> str:
+        """There is nothing to compare."""
+        return "self-check: a stand-in has nothing to compare"
+
+    def adapt(self, prune: PruneKnobs) -> None:
+        """It prunes nothing."""
 
     def describe(self) -> dict[str, str | int | float]:
         """What runs."""
