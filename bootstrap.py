@@ -38,6 +38,8 @@ GENERATOR_WHEELS = (
     "ament-cmake-ros", "ament-package", "fastrtps-cmake-module", "python-cmake-module", "rosidl-core-generators",
     "rosidl-default-generators",
 )
+# What ROS packages are checked with; flake8 and pydocstyle, which they call, are among the Python packages.
+LINT_WHEELS = ("ament-flake8", "ament-pep257")
 GENERATOR_TOOLS = ("catkin-pkg", "cmake", "ninja", "numpy", "pyyaml")
 
 
@@ -208,7 +210,7 @@ def plan(ros: str, constraints: str) -> list[Step]:
         (VENV / "COLCON_IGNORE").touch()
 
     def install_wheels(log: Path) -> None:
-        wheels = [f"ros-jazzy-{name}" for name in (*ROS_WHEELS, *GENERATOR_WHEELS)]
+        wheels = [f"ros-jazzy-{name}" for name in (*ROS_WHEELS, *GENERATOR_WHEELS, *LINT_WHEELS)]
         pip_install(log, *wheels, *GENERATOR_TOOLS)
 
     def install_package(log: Path) -> None:
@@ -225,7 +227,7 @@ def plan(ros: str, constraints: str) -> list[Step]:
     if not ros:
         definitions = sorted(path for path in (ROOT / "interfaces").rglob("*") if path.is_file())
         steps += [
-            Step("ROS 2 wheels", (*ROS_WHEELS, *GENERATOR_WHEELS, *GENERATOR_TOOLS), install_wheels),
+            Step("ROS 2 wheels", (*ROS_WHEELS, *GENERATOR_WHEELS, *LINT_WHEELS, *GENERATOR_TOOLS), install_wheels),
             Step("message definitions", tuple(definitions), build_definitions),
         ]
     compiled = sorted((ROOT / "sqap_vla_ros").glob("*.c"))

@@ -7,12 +7,13 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-# No use_sim_time: the robot keeps the time, and the parameter file has to say so for both nodes alike.
+# No use_sim_time: the robot keeps the time, and the parameter file has to say so for all nodes alike.
 ARGUMENTS = {
-    "params_file": ([FindPackageShare("sqap_vla_ros"), "/config/demo.yaml"], "YAML file with both nodes' parameters"),
-    "namespace": ("", "namespace of both nodes and of their relative topics"),
+    "params_file": ([FindPackageShare("sqap_vla_ros"), "/config/demo.yaml"], "YAML file with the nodes' parameters"),
+    "namespace": ("", "namespace of the nodes and of their relative topics"),
     "checkpoint": ("", "folder of a checkpoint or artifact; empty takes what the parameter file says"),
     "autostart": ("", "false leaves configuring and activating the policy to you"),
+    "watchdog": ("true", "false starts no watchdog"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
 

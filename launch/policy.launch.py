@@ -1,38 +1,52 @@
-"""Start the policy node. The parameter file says how it runs; an argument that is given overrides it for this start."""
+"""Start the policy node and its watchdog.
+
+The parameter file says how they run; an argument that is given overrides it for this start.
+"""
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
-    "params_file": ("", "YAML file with the node's parameters; empty takes the defaults"),
-    "namespace": ("", "namespace of the node and of its relative topics"),
+    "params_file": ("", "YAML file with the nodes' parameters; empty takes the defaults"),
+    "namespace": ("", "namespace of the nodes and of their relative topics"),
     "use_sim_time": ("", "true takes time from /clock"),
     "checkpoint": ("", "folder of a checkpoint or artifact, or 'demo' for the policy in the package"),
-    "autostart": ("", "true configures and activates the node at once"),
+    "dry_run": ("", "true sends the robot nothing, false lets the node command it"),
+    "servo": ("", "MoveIt Servo to switch on: that of humble, that of jazzy (and Kilted), or none"),
+    "autostart": ("", "true configures and activates the policy at once"),
+    "watchdog": ("true", "false starts no watchdog; some controllers take commands from one publisher only"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
 # Argument to the parameter it overrides; launch would guess the type of a bare text.
 OVERRIDES = {"use_sim_time": ("use_sim_time", bool), "checkpoint": ("model.checkpoint", str),
-             "autostart": ("autostart", bool)}
+             "dry_run": ("control.dry_run", bool), "servo": ("control.servo", str), "autostart": ("autostart", bool)}
+WATCHDOG_OVERRIDES = {"use_sim_time": OVERRIDES["use_sim_time"]}
 
 
-def start_policy(context):
-    """The node, with the parameters that this start's arguments ask for."""
+def start_nodes(context):
+    """Both nodes, with the parameters that this start's arguments ask for."""
+    given = {argument for argument in OVERRIDES if LaunchConfiguration(argument).perform(context)}
     params_file = LaunchConfiguration("params_file").perform(context)
-    given = {parameter: ParameterValue(LaunchConfiguration(argument), value_type=kind)
-             for argument, (parameter, kind) in OVERRIDES.items() if LaunchConfiguration(argument).perform(context)}
-    return [LifecycleNode(
-        package="sqap_vla_ros", executable="policy_node", name="policy_node",
-        namespace=LaunchConfiguration("namespace"), output="screen",
-        parameters=([params_file] if params_file else []) + ([given] if given else []),
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")])]
+
+    def settings(executable, overrides):
+        asked = {parameter: ParameterValue(LaunchConfiguration(argument), value_type=kind)
+                 for argument, (parameter, kind) in overrides.items() if argument in given}
+        return {"package": "sqap_vla_ros", "executable": executable, "name": executable, "output": "screen",
+                "namespace": LaunchConfiguration("namespace"),
+                "parameters": ([params_file] if params_file else []) + ([asked] if asked else []),
+                "arguments": ["--ros-args", "--log-level", LaunchConfiguration("log_level")]}
+
+    return [LifecycleNode(**settings("policy_node", OVERRIDES)),
+            Node(**settings("watchdog_node", WATCHDOG_OVERRIDES),
+                 condition=IfCondition(LaunchConfiguration("watchdog")))]
 
 
 def generate_launch_description():
     """What `ros2 launch` runs."""
     arguments = [DeclareLaunchArgument(name, default_value=default, description=description)
                  for name, (default, description) in ARGUMENTS.items()]
-    return LaunchDescription([*arguments, OpaqueFunction(function=start_policy)])
+    return LaunchDescription([*arguments, OpaqueFunction(function=start_nodes)])

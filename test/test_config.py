@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from sqap_vla_ros.config import Config, Knob, build_config, iterate_knobs
+from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError, SqapError
+from sqap_vla_ros.knobs import Knob
 from sqap_vla_ros.models import oft_presets, pictures
 from sqap_vla_ros.models.vla import ModelSettings
 from sqap_vla_ros.policy.compression import DTYPES
@@ -60,6 +61,18 @@ def test_only_the_named_knobs_change():
     assert config.footprint.radii_m == (0.1, 0.0)
     assert config.model == Config().model
     assert build_config({}) == Config()
+
+
+@pytest.mark.parametrize(("count", "quaternion", "words"), [
+    (1, (0.0, 0.0, 0.0, 1.0), "footprint.extrinsics has 7 values; there must be 14, seven for each of input.cameras"),
+    (2, (0.0, 0.0, 0.0, 0.5), "footprint.extrinsics has a quaternion of length 0.5 for camera 'wrist'; it must be 1"),
+    (2, (0.0, 0.0, 0.0, 0.0), "a quaternion of length 0 for camera 'wrist'")])
+def test_given_camera_poses_are_checked_when_they_are_used(count, quaternion, words):
+    knobs = {"input.cameras": ["front", "wrist"], "footprint.camera_frames": ["", ""],
+             "footprint.extrinsics": [0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 1.0, 2.0, 3.0, *quaternion][:7 * count]}
+    build_config(knobs)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        build_config(knobs | {"footprint.extrinsics_frame": "base"})
 
 
 @pytest.mark.parametrize(("name", "value", "words"), [

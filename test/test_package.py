@@ -32,6 +32,24 @@ def test_versions_agree():
     assert MANIFEST.findtext("export/build_type") == "ament_python"
 
 
+def test_manifest_is_one_that_ros_accepts():
+    package = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg comes with ROS 2, or with `make`")
+    warnings = []
+    manifest = package.parse_package(str(ROOT), warnings=warnings)
+    assert warnings == []
+    assert manifest.get_build_type() == "ament_python"
+    assert {url.type for url in manifest.urls} == {"repository", "bugtracker"}
+    assert (ROOT / manifest.licenses[0].file).is_file()
+
+
+def test_launch_files_start_what_is_built():
+    started = {name for path in (ROOT / "launch").glob("*.launch.py")
+               for name in re.findall(r'"(\w+_node)"', path.read_text())}
+    built = set(re.findall(r'"(\w+) = [\w.:]+"', SETUP))
+    assert {"policy_node", "watchdog_node", "sim_robot_node"} == started & built
+    assert started <= built | {"servo_node"}  # MoveIt's
+
+
 def test_manifest_names_every_ros_package_in_use():
     ros = {name for name in imported_packages()
            if name.endswith(("_msgs", "_srvs", "_interfaces")) or name in {"rclpy", "tf2_ros", "cv_bridge"}}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqap_vla_ros.cli.arguments import add_knob_flags, read_number
 from sqap_vla_ros.config import Config, iterate_knobs
+from sqap_vla_ros.knobs import ModelKnobs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +20,7 @@ _CHOICES = {name: knob.choices for name, knob, _ in iterate_knobs(Config())}
 # As config.py has them: what they are is known without torch, which takes seconds to import.
 _RECIPES = tuple(name for name in _CHOICES["model.recipe"] if name not in ("float", "stored"))
 _DTYPES = ("source", "bfloat16", "float16", "float32")
+_SETTINGS = ("dataset", "pictures", "robot")
 _EPILOG = """recipes:
   w4a4               4-bit weights and activations behind a rotation, each layer making up for what rounding cost: the
                      one to take where 4 bits are wanted
@@ -34,6 +36,9 @@ observations (w4a4, w4a8, qvla-..., smoothquant-... must see some):
   A few dozen from many scenes and stages of a task are enough; 'demo' brings its own. A model of several cameras has
   "images": ["a.png", "b.png"] in a line, one that reads the robot's state "state": [...]. --pictures, --dataset and
   --robot say how the model is to read them, as they do when it runs.
+
+Where there are observations and memory for the float model, what it does on the first of them is stored, too: a policy
+node compares itself with that before it moves anything.
 
 Most recipes have one block of the model in memory at a time. smoothquant-... and qvla-... look at all of it at once, in
 float32: 30 GB for 7 billion weights.
@@ -60,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"how: {', '.join(_RECIPES)}")
     parser.add_argument("--calibration", type=Path, metavar="DIR",
                         help="observations, for recipes that must see some (default: those that come with 'demo')")
-    add_knob_flags(parser, dataset="model.dataset", pictures="model.pictures", robot="model.robot")
+    add_knob_flags(parser, **{name: f"model.{name}" for name in _SETTINGS})
     parser.add_argument("--engine", choices=_CHOICES["model.engine"], default=Config().model.engine,
                         help="what multiplies integers meanwhile; the result is the same (default: "
                              f"{Config().model.engine})")
@@ -86,16 +91,18 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.progress import StepProgress
     from sqap_vla_ros.models.vla import ModelSettings
     from sqap_vla_ros.policy.compression import compress_checkpoint
+    from sqap_vla_ros.policy.policy import take_reference
 
     end_politely()
     if args.threads:
         torch.set_num_threads(args.threads)
-    console = Console(stderr=True)
+    console, knobs = Console(stderr=True), {name: getattr(args, f"model.{name}") for name in _SETTINGS}
     with StepProgress(console) as steps:
         done = compress_checkpoint(
             args.checkpoint, args.out, args.recipe, observations=args.calibration, engine=args.engine, seed=args.seed,
             dtype=None if args.dtype == "source" else args.dtype, replace_old=args.replace, listener=steps.on_step,
-            settings=ModelSettings(*(getattr(args, f"model.{name}") for name in ("dataset", "pictures", "robot"))))
+            settings=ModelSettings(**knobs),
+            refer=lambda seen: take_reference(ModelKnobs(checkpoint=args.checkpoint, **knobs), seen))
     parts = list_parts(done.facts)
     console.print(build_parts_table(done.facts, parts))
     console.print(_build_summary(done, args.recipe))

@@ -28,7 +28,8 @@ ROBOT, ROBOT_MODULE = "sim_robot", "sqap_vla_ros.simulation.robot_node"
 POLICY, POLICY_MODULE = "policy_node", "sqap_vla_ros.ros.policy_node"
 # What config/demo.yaml says too; a test holds them together.
 ROBOT_PARAMETERS: dict[str, Any] = {"publish_clock": True, "real_time_factor": 0.0, "wait_for_command_s": 2.0}
-POLICY_PARAMETERS: dict[str, Any] = {"use_sim_time": True, "control.gripper_open_m": 0.09}
+POLICY_PARAMETERS: dict[str, Any] = {"use_sim_time": True, "control.gripper_open_m": 0.09, "control.dry_run": False,
+                                     "control.enable_actuation": True}
 
 
 def run_verb(args: argparse.Namespace) -> int:

@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
     "infer": ("infer", "look at pictures once: the action, the tokens that stay, the time it takes"),
     "bench": ("bench", "measure how long an inference takes, float and compressed, stage by stage"),
+    "soak": ("soak", "let faults loose on the node for minutes or nights, and judge every command it sends"),
+    "overhead": ("overhead", "measure what ROS 2 adds to an inference: picture in, command out, and at rest"),
     "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
     "make-random": ("make_random", "write a checkpoint with random weights, to test a published model without its own"),
     "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),

@@ -89,6 +89,30 @@ class NodeProcess:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise SqapError(f"{self._name} {how}. {self.tell_log()}")
 
+    def freeze(self, stop: bool) -> None:
+        """Stop the process where it stands; with false let it go on."""
+        self._process.send_signal(signal.SIGSTOP if stop else signal.SIGCONT)
+
+    def memory_bytes(self) -> int:
+        """Memory that is resident now.
+
+        :raises SqapError: when the process has ended
+        """
+        return int(self._read_proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_s(self) -> float:
+        """CPU time that all its threads have used.
+
+        :raises SqapError: when the process has ended
+        """
+        # Behind the name, which may hold blanks: fields 14 and 15 of proc(5).
+        fields = self._read_proc("stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _read_proc(self, name: str) -> str:
+        self.check()
+        return Path(f"/proc/{self._process.pid}/{name}").read_text(encoding="utf-8")
+
     def tell_log(self) -> str:
         """Where the log is, and its last lines."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]

@@ -135,6 +135,33 @@ class EvaluationProgress(_Display):
             self.tell(f"  {self._count:>5}/{self._total}  {words}, about {_say_duration(left_s)} left")
 
 
+class TimedProgress(_Display):
+    """A bar for each stage of a work that ends with the time; where there is no terminal, a line now and then.
+
+    :param console: where to
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"), console=console, disable=not console.is_terminal))
+        self._told_s = -_LINE_EVERY_S
+
+    def on_stage(self, stage: str, total_s: float) -> None:
+        """A new bar."""
+        self._stage, self._total_s = stage, total_s
+        self._bar = self._progress.add_task(stage, total=total_s, now="")
+        self.tell(f"{stage}: {_say_duration(total_s)}")
+
+    def on_time(self, passed_s: float, now: str) -> None:
+        """Move the bar, and say what is done now."""
+        passed_s = min(passed_s, self._total_s)
+        self._progress.update(self._bar, completed=passed_s, now=now)
+        if not self._console.is_terminal and time.monotonic() - self._told_s >= _LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            self.tell(f"  {_say_duration(passed_s)} of {_say_duration(self._total_s)}  {now}")
+
+
 def build_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """The demo's result: one column per method.
 

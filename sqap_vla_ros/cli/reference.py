@@ -13,8 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sqap_vla_ros.config import Config, Knob, iterate_knobs
-from sqap_vla_ros.ros.interface import POLICY_NODE, SIM_ROBOT, format_table
+from sqap_vla_ros.config import Config, iterate_knobs
+from sqap_vla_ros.knobs import Knob
+from sqap_vla_ros.ros.interface import POLICY_NODE, SIM_ROBOT, WATCHDOG_NODE, format_table
+from sqap_vla_ros.ros.watchdog_node import PARAMETERS as WATCHDOG_PARAMETERS
 from sqap_vla_ros.simulation.layout import Layout
 from sqap_vla_ros.simulation.parameters import PARAMETERS, RANGES
 
@@ -44,6 +46,14 @@ def format_robot() -> str:
         low, high = RANGES[entry.name]
         lines.append(f"| `layout.{entry.name}` | `{_plain(entry.default)}` | {low:g} to {high:g} | "
                      f"{texts[entry.name][0].upper()}{texts[entry.name][1:]}. |")
+    return "\n".join(lines)
+
+
+def format_watchdog() -> str:
+    """Parameters of the watchdog as a Markdown table."""
+    lines = ["| parameter | default | allowed | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{name}` | `{_plain(default)}` | {low:g} to {high:g} | {text} |"
+              for name, (default, low, high, text) in WATCHDOG_PARAMETERS.items()]
     return "\n".join(lines)
 
 
@@ -108,7 +118,8 @@ def fill_markers(text: str, sections: dict[str, str]) -> str:
 def format_sections() -> dict[str, str]:
     """Everything in the README that repeats the code."""
     return {"policy_node topics": format_table(POLICY_NODE), "sim_robot topics": format_table(SIM_ROBOT),
-            "policy_node parameters": format_knobs(), "sim_robot parameters": format_robot()}
+            "watchdog_node topics": format_table(WATCHDOG_NODE), "policy_node parameters": format_knobs(),
+            "sim_robot parameters": format_robot(), "watchdog_node parameters": format_watchdog()}
 
 
 def main(arguments: Sequence[str]) -> int:

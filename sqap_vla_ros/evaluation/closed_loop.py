@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sqap_vla_ros.config import FootprintKnobs, SafetyKnobs, build_config
+from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.blinding import Blindfold, check_family, pick_others, see_tokens
@@ -16,6 +16,7 @@ from sqap_vla_ros.evaluation.plan import Job, Setup
 from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.statistics import measure_jerk, measure_path
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
+from sqap_vla_ros.knobs import FootprintKnobs, InputKnobs, SafetyKnobs
 from sqap_vla_ros.models.registry import describe_checkpoint
 from sqap_vla_ros.policy.ensemble import build_ensemble
 from sqap_vla_ros.policy.policy import Policy, build_policy
@@ -37,8 +38,8 @@ def check_setup(setup: Setup, jobs: list[Job]) -> None:
     :raises InputError: for an instruction that the model cannot read
     """
     knobs = build_config(setup.shared_knobs).model
-    model = describe_checkpoint(setup.checkpoint, settings=choose_settings(knobs)).model
-    check_arm(model)
+    model = describe_checkpoint(setup.checkpoint, settings=choose_settings(knobs), chosen=True).model
+    check_arm(model, InputKnobs())
     if setup.blind:
         check_family(model)
     for instruction in sorted({job.trial.task.instruction for job in jobs}):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sqap_vla_ros.config import FootprintKnobs
 from sqap_vla_ros.data import Observation, TokenRule
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.closed_loop import find_footprint
+from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.models.registry import describe_checkpoint
 from sqap_vla_ros.models.vla import ActionSpec
 from sqap_vla_ros.policy.policy import Policy

@@ -74,4 +74,3 @@ def choose_example(runs: Sequence[MethodRun]) -> bytes | None:
 def _say_outcome(run: MethodRun, index: int) -> str:
     result = run.results[index]
     return f"done in {result.steps} steps" if result.success else f"not done after {result.steps} steps"
-

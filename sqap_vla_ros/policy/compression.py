@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 
-from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.models.registry import (
     DEFAULT_SETTINGS,
     FAMILIES,
@@ -30,6 +32,7 @@ from sqap_vla_ros.policy.observations import (
     hash_observations,
     read_observations,
 )
+from sqap_vla_ros.policy.reference import REFERENCE_FILE, Reference
 from sqap_vla_ros.quantization.artifact import Origin, check_place
 from sqap_vla_ros.quantization.artifact_writer import ArtifactWriter, write_artifact
 from sqap_vla_ros.quantization.parts import Part, forget_
@@ -89,6 +92,7 @@ def find_observations(checkpoint: str | Path, folder: str | Path | None = None) 
 def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: str, *,
                         observations: str | Path | None = None, engine: str = "cpu", seed: int | None = None,
                         dtype: str | None = None, replace_old: bool = False, settings: ModelSettings = DEFAULT_SETTINGS,
+                        refer: Callable[[StoredObservation], Reference | None] = lambda observation: None,
                         listener: Listener = lambda stage, done, total: None) -> Compression:
     """Quantize a float checkpoint and write the result, which is read back before it counts as done.
 
@@ -105,6 +109,7 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
     :param dtype: how float parts are stored, a name in ``DTYPES``; None keeps each tensor's own
     :param replace_old: put it in the place of a compressed checkpoint that is there
     :param settings: of the model while it is calibrated: the pictures' preset, whose statistics a state is read by
+    :param refer: what the float model does on the first observation, to be stored for comparison
     :param listener: told of each step
     :raises ConfigError: for a recipe, observations or an engine that cannot be used
     :raises CheckpointError: when the checkpoint cannot be read, or the place not be written
@@ -119,18 +124,25 @@ def compress_checkpoint(checkpoint: str | Path, place: str | Path, recipe_name: 
                           f"compress what it was made from, '{source.artifact.origin.checkpoint}'")
     model: Any = source.model
     check_smoothness(model, recipe_name, recipe)
-    stored = find_observations(checkpoint, observations) if recipe.needs_calibration else []
-    if recipe.needs_calibration and not stored:
+    seen = find_observations(checkpoint, observations)
+    if recipe.needs_calibration and not seen:
         raise ConfigError(tell_missing_observations(checkpoint, recipe_name, recipe))
+    stored = seen if recipe.needs_calibration else []
     if stored:
         model.choose(settings)  # what is observed may have units, such as the robot's state
     origin = Origin(_find_version(), str(checkpoint), hash_sources(source.sources, listener), len(stored),
                     hash_observations(stored) if stored else None)
-    with write_artifact(model, place, dtypes=_choose_dtypes(source, dtype), replace=replace_old) as writer:
+    reference = refer(seen[0]) if seen else None
+    dtypes = _choose_dtypes(source, dtype)
+    with (TemporaryDirectory() as beside,
+          write_artifact(model, place, dtypes=dtypes, replace=replace_old) as writer):
         report = quantize_(model, recipe, engine=engine, calibration=calibrate(model, stored),
                            store=_Pages(source, writer), listener=listener)
+        files = dict(source.companions)
+        if reference is not None:
+            files[REFERENCE_FILE] = reference.save(Path(beside))
         writer.finish(recipe_name, recipe, report, config=model.config.to_json(), origin=origin,
-                      pruning=asdict(PruneKnobs()), files=source.companions)
+                      pruning=asdict(PruneKnobs()), files=files)
         verify_checkpoint(writer.draft, listener)
     return Compression(describe_checkpoint(place), report, sum(source.file_bytes.values()),
                        time.monotonic() - began)

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from sqap_vla_ros.config import ControlKnobs
 from sqap_vla_ros.data import ACTION_NAMES, ActionChunk
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.safety import check_finite
 
 _GRIPPER = ACTION_NAMES.index("gripper")

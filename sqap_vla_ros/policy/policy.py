@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from sqap_vla_ros.config import Config
-from sqap_vla_ros.data import ActionChunk, Inference, Observation, StageTimes, TokenRule, TokenUse
-from sqap_vla_ros.errors import InferenceError, InputError
+from sqap_vla_ros.data import ActionChunk, Inference, Observation, StageTimes, TokenUse
+from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.geometry.image_map import ImageMap
-from sqap_vla_ros.models.llama import Choice, PruneStep
+from sqap_vla_ros.knobs import ModelKnobs, PruneKnobs
+from sqap_vla_ros.models.llama import PruneStep
 from sqap_vla_ros.models.pictures import map_picture
 from sqap_vla_ros.models.registry import describe_checkpoint, load_checkpoint
 from sqap_vla_ros.models.vla import Later, VlaModel
+from sqap_vla_ros.policy.choice import OneChoice, every_token
+from sqap_vla_ros.policy.compression import find_observations
+from sqap_vla_ros.policy.observations import StoredObservation
 from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
+from sqap_vla_ros.policy.reference import REFERENCE_FILE, Reference, load_reference
 from sqap_vla_ros.policy.safety import check_finite
+from sqap_vla_ros.policy.stage_watch import StageWatch
 from sqap_vla_ros.policy.wiring import (
     build_pruner,
     check_fit,
@@ -49,12 +55,47 @@ def build_policy(config: Config) -> Policy:
     torch.set_num_threads(config.model.threads)
     loaded = load_checkpoint(config.model.checkpoint, engine=config.model.engine, dtype=find_dtype(config.model),
                              settings=settings)
-    model, report = loaded.model, loaded.report
+    model, report, reference = loaded.model, loaded.report, None
     if config.model.recipe in RECIPES:
+        seen = observations or find_observations(config.model.checkpoint)
+        reference = refer(model, config, seen[0]) if seen else None
         report = quantize_model(model, config, observations)
+    elif loaded.artifact is not None and REFERENCE_FILE in loaded.artifact.files:
+        reference = load_reference(loaded.artifact.folder / REFERENCE_FILE)
     model.to(device)  # type: ignore[attr-defined]
-    return Policy(model, config, build_pruner(config, model, device), report, device,
+    return Policy(model, config, build_pruner(config, model, device), report, device, reference=reference,
                   stored_recipe="" if loaded.artifact is None else loaded.artifact.recipe_name)
+
+
+def take_reference(knobs: ModelKnobs, observation: StoredObservation) -> Reference | None:
+    """What a float checkpoint does on an observation.
+
+    :param knobs: which checkpoint, and what is chosen about it
+    :return: None where memory has no room for the whole model in float32
+    :raises CheckpointError: when the checkpoint cannot be used
+    :raises ConfigError: when the observation cannot be used, or a knob does not fit
+    """
+    settings = choose_settings(knobs)
+    facts = describe_checkpoint(knobs.checkpoint, settings=settings, chosen=True)
+    numbers = sum(parameter.numel() for parameter in facts.model.parameters())  # type: ignore[attr-defined]
+    if 1.5 * 4 * numbers > psutil.virtual_memory().available:
+        return None
+    try:
+        return refer(load_checkpoint(knobs.checkpoint, settings=settings).model, Config(model=knobs), observation)
+    except InputError as error:
+        raise ConfigError(f"{observation.source}: {error}") from error
+
+
+def refer(model: VlaModel, config: Config, observation: StoredObservation) -> Reference:
+    """What a float model does, for its compressed self to be compared with.
+
+    :param model: on the CPU
+    :param config: every knob
+    :param observation: what it sees
+    :raises InputError: when the model cannot use the observation
+    """
+    policy = Policy(model, config, None, None, torch.device("cpu"))
+    return Reference(observation, policy.decide(observation))
 
 
 @dataclass(frozen=True)
@@ -77,16 +118,18 @@ class Policy:
     :param report: what quantization replaced; None for a float model
     :param device: where the model is
     :param stored_recipe: by which its checkpoint was compressed; empty where it was not
+    :param reference: what the float model does on an observation; None where nobody knows
     """
 
     def __init__(self, model: VlaModel, config: Config, pruner: Pruner | None, report: QuantizationReport | None,
-                 device: torch.device, *, stored_recipe: str = "") -> None:
+                 device: torch.device, *, stored_recipe: str = "", reference: Reference | None = None) -> None:
         self.model = model
         self.config = config
         self.pruner = pruner
         self.report = report
         self.device = device
         self.stored_recipe = stored_recipe
+        self.reference = reference
         self.grids = token_grids(model)
         self._float32_bytes = sum(4 * linear.weight.numel() for linear in model.quantizable_linears().values())
 
@@ -99,7 +142,7 @@ class Policy:
         :raises InputError: when pictures, instruction or state cannot be used
         :raises InferenceError: when an action is not finite
         """
-        watch = _StageWatch(self.device)
+        watch = StageWatch(self.device)
         inputs = self._prepare(observation)
         watch.end("preprocess")
         actions, tokens = self._run(inputs, watch)
@@ -139,11 +182,52 @@ class Policy:
         inputs = self._prepare(unseen)
         expected = (1, model.action_spec.chunk_steps, len(model.action_spec.low))
         for masks in (inputs.masks, seen) * WARM_UP_RUNS:
-            actions, _ = self._run(replace(inputs, masks=masks), _StageWatch(self.device))
+            actions, _ = self._run(replace(inputs, masks=masks), StageWatch(self.device))
             if actions.shape != expected:
                 raise InferenceError(f"the model gave actions of shape {tuple(actions.shape)}; its specification says "
                                      f"{expected}")
             check_finite("the action of a grey picture", actions.cpu().numpy())
+
+    @torch.inference_mode()
+    def decide(self, seen: StoredObservation) -> np.ndarray:
+        """The normalised actions of a stored observation, in which no robot is protected.
+
+        :return: (T, D) float64
+        :raises InputError: when it cannot be used
+        """
+        inputs = self._prepare(Observation(0, seen.images, seen.instruction, (None,) * len(seen.images),
+                                           state=seen.state))
+        return self._run(inputs, StageWatch(self.device))[0][0].double().cpu().numpy()
+
+    def check_itself(self) -> str:
+        """Compare the quantized, pruned model with the float one.
+
+        :return: what came out, in words
+        :raises CheckpointError: when the actions have too little in common
+        """
+        if self.report is None:
+            return "self-check: the model is not quantized"
+        if self.reference is None:
+            return ("self-check: no observation of the float model came with the checkpoint; `sqap compress` with "
+                    "--calibration stores one")
+        sqnr_db, least_db = self.reference.measure_sqnr_db(self.decide(self.reference.observation)), (
+            self.config.model.min_sqnr_db)
+        if not sqnr_db >= least_db:
+            raise CheckpointError(f"self-check: actions of a stored observation have {sqnr_db:.1f} dB signal to noise "
+                                  f"against the float model's, and model.min_sqnr_db is {least_db:g}; drop fewer "
+                                  "tokens (prune.pruned_ratio), take another recipe, or compare engines with "
+                                  "model.engine 'reference'")
+        return (f"self-check: actions of a stored observation have {sqnr_db:.1f} dB signal to noise against the float "
+                "model's")
+
+    def adapt(self, prune: PruneKnobs) -> None:
+        """Prune otherwise, from the next observation on.
+
+        :raises ConfigError: for what the model cannot have; all stays as it was then
+        """
+        config = replace(self.config, prune=prune)
+        self.pruner = build_pruner(config, self.model, self.device)
+        self.config = config
 
     def describe(self) -> dict[str, str | int | float]:
         """What runs: family, recipe, engine, bytes of the decoder's linears as stored and in float32, token counts.
@@ -190,14 +274,14 @@ class Policy:
             masks.append(torch.from_numpy(protected).to(self.device))
         return _Inputs(pixels.to(self.device), ids, state, tuple(masks), draw_seed(images, self.config.prune.seed))
 
-    def _run(self, inputs: _Inputs, watch: _StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
+    def _run(self, inputs: _Inputs, watch: StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
         # To (1, T, D) normalised actions, on the device.
         model, pruner = self.model, self.pruner
         dtype = next(model.vision.parameters()).dtype
         visual = model.encode_images(inputs.pixels.to(dtype), inputs.ids)
         watch.end("vision")
         sequence = model.build_sequence(visual, inputs.ids, inputs.state, inputs.seed)
-        choice = None if pruner is None else _OneChoice(pruner, inputs)
+        choice = None if pruner is None else OneChoice(pruner, inputs.masks, inputs.seed)
         # Where each token sees only those before it, the last alone sees all that may leave.
         watchers = 1 if sequence.causal else model.action_tokens
         prune = None if choice is None else PruneStep(choice.layer, sequence.visual, choice.select, watchers)
@@ -206,41 +290,4 @@ class Policy:
                                tail=model.action_tokens, cache=cache)
         watch.end("llm")
         actions = model.predict_actions(hidden, Later(sequence, prune, cache, inputs.seed, watch.end))
-        return actions, tuple(map(_every_token, self.grids)) if choice is None else choice.tokens
-
-
-class _OneChoice:
-    # What a pruner chooses for one observation, at the decoder's first pass and for all of them.
-    def __init__(self, pruner: Pruner, inputs: _Inputs) -> None:
-        self.layer = pruner.layer
-        self.tokens = tuple(map(_every_token, pruner.grids))
-        self._pruner, self._inputs = pruner, inputs
-        self._choice: Choice | None = None
-
-    def select(self, scores: Tensor, hidden: Tensor) -> Choice:
-        if self._choice is None:
-            pruner = self._pruner
-            selections = pruner.select(scores, hidden, self._inputs.masks, self._inputs.seed)
-            self.tokens = tuple(kept.token_use(grid) for kept, grid in zip(selections, pruner.grids, strict=True))
-            self._choice = Choice(pruner.positions(selections), pruner.log_areas(selections))
-        return self._choice
-
-
-class _StageWatch:
-    # Durations of consecutive stages; a GPU is waited for so that its work counts where it was asked for.
-    def __init__(self, device: torch.device) -> None:
-        self.milliseconds: dict[str, float] = {}
-        self._device = device
-        self._began = time.perf_counter()
-
-    def end(self, stage: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.milliseconds[stage] = 1e3 * (now - self._began)
-        self._began = now
-
-
-def _every_token(grid: tuple[int, int]) -> TokenUse:
-    total = grid[0] * grid[1]
-    return TokenUse(grid, np.arange(total), np.full(total, TokenRule.UNPRUNED, dtype=np.int8))
+        return actions, tuple(map(every_token, self.grids)) if choice is None else choice.tokens

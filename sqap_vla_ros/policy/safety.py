@@ -33,6 +33,17 @@ def check_fresh(name: str, stamp_ns: int, now_ns: int, *, max_age_s: float, max_
                          "check use_sim_time and the clocks' synchronisation")
 
 
+def check_allowed(text: str, allowed: tuple[str, ...]) -> None:
+    """Refuse an instruction that is not on the list.
+
+    :param allowed: all that may be asked for; one empty text allows everything
+    :raises InputError: when it is another one
+    """
+    if allowed != ("",) and text not in allowed:
+        raise InputError(f"the instruction '{text}' is not allowed; input.instructions allows "
+                         f"{', '.join(repr(item) for item in allowed)}")
+
+
 def check_finite(name: str, values: np.ndarray) -> None:
     """Refuse NaN and infinity.
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sqap_vla_ros.config import Config, ModelKnobs
+from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.errors import CheckpointError, ConfigError
+from sqap_vla_ros.knobs import InputKnobs, ModelKnobs
 from sqap_vla_ros.models.pictures import check_pictures
 from sqap_vla_ros.models.registry import CheckpointFacts
 from sqap_vla_ros.models.vla import ModelSettings, VlaModel
@@ -121,18 +122,28 @@ def quantize_model(model: VlaModel, config: Config, observations: Sequence[Store
                      engine=config.model.engine, calibration=calibrate(model, observations))
 
 
-def check_arm(model: VlaModel) -> None:
-    """Refuse a model that one arm with one camera cannot be moved by.
+def check_arm(model: VlaModel, inputs: InputKnobs) -> None:
+    """Refuse a model that one arm with these inputs cannot be moved by.
 
-    :raises CheckpointError: when its actions are others than ``ACTION_NAMES``, or it wants more than one picture
+    :param inputs: which cameras there are, and what is known of the robot's state
+    :raises CheckpointError: when its actions are others than ``ACTION_NAMES``, it sees another number of pictures, or
+        reads another state
     """
+    cameras, states = len(inputs.cameras), count_state(inputs)
     dimensions = len(model.action_spec.low)
     if dimensions != len(ACTION_NAMES):
         raise CheckpointError(f"the model's actions have {dimensions} dimensions; to move one arm {len(ACTION_NAMES)} "
                               f"are needed: {', '.join(ACTION_NAMES)}")
-    if len(model.cameras) != 1:
-        raise CheckpointError(f"the model sees {len(model.cameras)} cameras ({', '.join(model.cameras)}), and here is "
-                              "one; take a model with one camera, or give Policy.infer all of the pictures")
-    if model.state_size:
-        raise CheckpointError(f"the model reads a robot state of {model.state_size} numbers, and here is none; take a "
-                              "model that reads pictures only, or give Policy.infer the state")
+    if len(model.cameras) != cameras:
+        raise CheckpointError(f"the model sees {len(model.cameras)} camera(s) ({', '.join(model.cameras)}), and here "
+                              f"are {cameras}; name as many as input.cameras, or take another model")
+    if model.state_size not in (0, states):
+        raise CheckpointError(f"the model reads a robot state of {model.state_size} numbers, and here are {states}; "
+                              "set input.state and input.joints, or take a model that reads pictures only")
+
+
+def count_state(inputs: InputKnobs) -> int:
+    """Numbers of the robot's state that is read: of the tool's pose, which has six, and of the joints."""
+    if inputs.state == "none":
+        return 0
+    return (0 if inputs.state == "joints" else 6) + sum(1 for joint in inputs.joints if joint)

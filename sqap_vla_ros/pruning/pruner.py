@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.errors import ConfigError, InferenceError
+from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.pruning.coverage import TokenDistances
 from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, keep_all, scatter_bits
 

@@ -156,6 +156,7 @@ RULES: dict[str, Callable[[Candidates], Selection]] = {
     "random": select_by_chance,
 }
 
+
 def rank_by_attention(scores: Tensor) -> Tensor:
     """(N,) scores to (N,) int64 tokens, highest first, ties to the lower index."""
     return scores.sort(descending=True, stable=True).indices

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from control_msgs.action import GripperCommand
 from geometry_msgs.msg import TransformStamped, TwistStamped
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
 from sqap_vla_ros.errors import InputError
@@ -22,9 +23,14 @@ cv_bridge = import_ros_module("cv_bridge")
 
 NS_PER_S = 1_000_000_000
 # Bytes of one pixel of each encoding that can be taken.
-IMAGE_ENCODINGS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "8UC3": 3}
-# Plain types say nothing about colour; ROS drivers use them for grey and for OpenCV's BGR.
-_PLAIN_TYPES = {"8UC1": "mono8", "8UC3": "bgr8"}
+IMAGE_ENCODINGS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "8UC3": 3,
+                   "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
+                   "yuv422": 2, "yuv422_yuy2": 2, "uyvy": 2, "yuyv": 2}
+# Plain types say nothing about colour; ROS drivers use them for grey and for OpenCV's BGR. Newer names of YUV are not
+# known to every cv_bridge.
+_SAME_ENCODINGS = {"8UC1": "mono8", "8UC3": "bgr8", "uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
+_JPEG_BEGIN, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _BRIDGE = cv_bridge.CvBridge()
 
 
@@ -62,19 +68,72 @@ def decode_image(message: Image) -> np.ndarray:
     if len(message.data) < step * height:
         raise InputError(f"the image came with {len(message.data)} bytes; {height} rows of {step} bytes need "
                          f"{step * height}; data was lost on the way")
-    if encoding in _PLAIN_TYPES or message.is_bigendian or step != row or len(message.data) != step * height:
+    if IMAGE_ENCODINGS[encoding] == 2 and width % 2:
+        raise InputError(f"the image is {width} px wide; two pixels of {encoding} share their colour, so the width "
+                         "must be even")
+    if encoding in _SAME_ENCODINGS or message.is_bigendian or step != row or len(message.data) != step * height:
         # One tight picture with its colour order named: the same for every cv_bridge. Bytes have no byte order.
         rows = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)[:, :row]
-        message = Image(height=height, width=width, encoding=_PLAIN_TYPES.get(encoding, encoding), step=row,
+        message = Image(height=height, width=width, encoding=_SAME_ENCODINGS.get(encoding, encoding), step=row,
                         data=rows.tobytes())
     picture = _BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8")
     return np.array(picture, dtype=np.uint8, order="C")
 
 
 def _way_out(encoding: str) -> str:
+    if encoding.startswith(("rgb", "bgr", "bayer")):
+        return "it is not 8 bits per channel; set the camera driver to 8 bits"
     if "16" in encoding or encoding.startswith(("32", "64")):
-        return "it is not 8 bits per channel, so it is no colour picture that the model knows"
+        return ("it is not 8 bits per channel, as pictures of depth and heat are; name a colour camera in "
+                "input.cameras")
     return "let the driver or image_proc convert"
+
+
+def decode_compressed(message: CompressedImage) -> np.ndarray:
+    """JPEG or PNG to picture.
+
+    ``format`` is as image_transport writes it, ``bgr8; jpeg compressed bgr8``: the picture's encoding, then in which
+    order its colours were handed to the encoder; or only the name of the format.
+
+    :return: (H, W, 3) uint8 RGB, its own memory
+    :raises InputError: for another format, a picture that is not whole, or one that has not 8 bits per channel
+    """
+    data, form = bytes(message.data), message.format
+    encoding, _, compression = (part.strip() for part in form.partition(";"))
+    if "compressedDepth" in form or (compression and encoding.startswith(("16U", "16S", "32", "64"))):
+        raise InputError(f"the compressed image is '{form}', which is depth; name a colour camera in input.cameras")
+    _check_whole(data, form)
+    try:
+        array = _BRIDGE.compressed_imgmsg_to_cv2(message)
+    except (cv_bridge.CvBridgeError, cv2.error) as error:
+        raise InputError(f"the compressed image of {len(data)} bytes, '{form}', cannot be read: {error}") from error
+    if array is None:
+        raise InputError(f"the compressed image of {len(data)} bytes, '{form}', cannot be read; data was damaged on "
+                         "the way")
+    if array.dtype != np.uint8:
+        raise InputError(f"the compressed image, '{form}', has {array.dtype} values; it must have 8 bits per channel; "
+                         "set the publisher's format to jpeg, or the camera driver to 8 bits")
+    swapped = encoding[:3] in ("rgb", "bgr") and compression != "" and "compressed bgr" not in form
+    colors = "mono8" if array.ndim == 2 else f"{'rgb' if swapped else 'bgr'}{'a' if array.shape[2] == 4 else ''}8"
+    if array.ndim == 2 and encoding in IMAGE_ENCODINGS and encoding.startswith("bayer") and "mono" not in compression:
+        # As a PNG, a sensor's mosaic is sent as it is.
+        colors = encoding
+    return decode_image(_BRIDGE.cv2_to_imgmsg(array, colors))
+
+
+def _check_whole(data: bytes, form: str) -> None:
+    # Some versions of OpenCV fill up with grey what is missing of a picture.
+    if data.startswith(_JPEG_BEGIN):
+        # Within a scan there is no such marker; before it there may be another, of a preview.
+        whole = data.find(_JPEG_END, data.rfind(_JPEG_SCAN)) >= 0
+    elif data.startswith(_PNG_BEGIN):
+        whole = _PNG_END in data
+    else:
+        raise InputError(f"the compressed image of {len(data)} bytes, '{form}', begins with '{data[:8].hex(' ')}', so "
+                         "it is neither JPEG nor PNG; set the publisher's format to jpeg or png")
+    if not whole:
+        raise InputError(f"the compressed image came with {len(data)} bytes and without its end; data was lost on the "
+                         "way")
 
 
 def encode_image(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
@@ -125,6 +184,17 @@ def encode_camera_info(camera: Camera, stamp_ns: int, frame_id: str) -> CameraIn
                       k=camera.matrix.ravel().tolist(), r=np.eye(3).ravel().tolist(), p=projection.ravel().tolist())
 
 
+def decode_joint_positions(message: JointState) -> dict[str, float]:
+    """Message to position by joint, rad or m; empty for a message of velocities or efforts only.
+
+    :raises InputError: when names and positions do not go together
+    """
+    if message.position and len(message.position) != len(message.name):
+        raise InputError(f"the joint states have {len(message.name)} names and {len(message.position)} positions; "
+                         "there must be one position for each name")
+    return dict(zip(message.name, map(float, message.position), strict=False))
+
+
 def encode_twist(linear: Iterable[float], angular: Iterable[float], stamp_ns: int, frame_id: str) -> TwistStamped:
     """Velocity to message.
 
@@ -170,3 +240,16 @@ def encode_transform(parent: str, child: str, translation: np.ndarray, rotation:
     into.translation.x, into.translation.y, into.translation.z = map(float, translation)
     into.rotation.x, into.rotation.y, into.rotation.z, into.rotation.w = map(float, rotation)
     return message
+
+
+def decode_transform(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
+    """Message to translation (3,) m and quaternion (4,) x, y, z, w.
+
+    :raises InputError: when a value is not finite
+    """
+    shift, turn = message.transform.translation, message.transform.rotation
+    values = np.array([shift.x, shift.y, shift.z, turn.x, turn.y, turn.z, turn.w])
+    if not np.isfinite(values).all():
+        raise InputError(f"the transform from '{message.child_frame_id}' to '{message.header.frame_id}' is not finite: "
+                         f"{values.tolist()}; check who publishes it")
+    return values[:3], values[3:]

@@ -1,84 +1,212 @@
-"""Velocities and gripper goals out of the node: stamped now, gripper on change only, zero when in doubt."""
+"""Commands out of the node: a velocity or a pose for the arm, stamped now, and the gripper beside it.
+
+Whoever asks for motion asks again and again; whoever does not, holds: zero velocity, or the last pose once more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from rclpy.action import ActionClient  # type: ignore[attr-defined]
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
-from rclpy.task import Future
 
-from sqap_vla_ros.config import ControlKnobs
-from sqap_vla_ros.ros.codecs import encode_gripper_goal, encode_twist
-from sqap_vla_ros.ros.interface import GRIPPER, TWIST, source_profile
+from sqap_vla_ros.knobs import ControlKnobs
+from sqap_vla_ros.policy.limits import PoseTarget
+from sqap_vla_ros.ros.codecs import NS_PER_S, encode_twist
+from sqap_vla_ros.ros.command_codecs import ToolPose, encode_pose
+from sqap_vla_ros.ros.grippers import Gripper, open_link
+from sqap_vla_ros.ros.interface import POSE, TWIST, in_dry_run, source_profile
 
 # As many halts as MoveIt Servo sends itself.
 HALTS = 4
-# After a pause this long someone else may have moved the gripper, so its opening is sent again.
-GRIPPER_MEMORY_NS = 500_000_000
+# Velocity is carried into a pose over this time at most, after which MoveIt Servo forgets a velocity too.
+LONGEST_STEP_NS = 100_000_000
+# A target this far ahead waits for the tool: an arm that is blocked shall not push harder and harder.
+LEASH_M, LEASH_RAD = 0.15, 0.5
 _ACK_WAIT = Duration(seconds=0.2)
+
+
+class ArmCommands(Protocol):
+    """What the arm is told."""
+
+    needs_tool: bool
+
+    def move(self, velocity: np.ndarray, now_ns: int, tool: ToolPose | None) -> tuple[TwistStamped | PoseStamped, str]:
+        """Motion as a message, and why it is not the whole of it; empty when it is."""
+
+    def rest(self, now_ns: int) -> TwistStamped | PoseStamped | None:
+        """Standing still as a message; None where only silence says it."""
+
+    def restart(self) -> None:
+        """Forget where the arm was sent."""
+
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
 
 
 class Commander:
     """The robot's end of the node.
 
+    In a dry run nothing of the robot's is touched: messages go to ``~/dry_run/...`` and goals nowhere.
+
     :param node: a lifecycle node; it is silent unless active
-    :param tell: called with a sentence when a gripper goal cannot be sent or is refused
+    :param knobs: what moves the robot and how
+    :param tell: called with a sentence when the gripper cannot be moved
     """
 
-    def __init__(self, node: LifecycleNode, tell: Callable[[str], None]) -> None:
-        self._node, self._tell = node, tell
-        self._twist = node.create_lifecycle_publisher(TWIST.type, TWIST.name, source_profile(TWIST))
-        self._gripper = ActionClient(node, GRIPPER.type, GRIPPER.name)
-        self._sent_opening: float | None = None
-        self._commanded_ns = 0
-        self._missing = False
+    def __init__(self, node: LifecycleNode, knobs: ControlKnobs, tell: Callable[[str], None]) -> None:
+        self._node = node
+        end = TWIST if knobs.command == "twist" else POSE
+        end = in_dry_run(end) if knobs.dry_run else end
+        self._arm: ArmCommands = Velocities(knobs) if knobs.command == "twist" else Poses(knobs)
+        self._publisher = node.create_lifecycle_publisher(end.type, end.name, source_profile(end))
+        self._gripper = Gripper(open_link(node, knobs), tell)
 
-    def command(self, velocity: np.ndarray, opening: float, knobs: ControlKnobs, now_ns: int) -> None:
-        """Move; both messages are made before either leaves.
+    @property
+    def needs_tool(self) -> bool:
+        """Whether motion takes the tool's pose."""
+        return self._arm.needs_tool
+
+    def command(self, velocity: np.ndarray, opening: float, knobs: ControlKnobs, now_ns: int,
+                tool: ToolPose | None = None) -> str:
+        """Move.
 
         :param velocity: (6,) m/s and rad/s in the base frame, limited
         :param opening: gripper, 0 closed to 1 open
+        :param knobs: as they are now
+        :param tool: where the tool is in the base frame; None when that is not known
+        :return: why the arm holds instead; empty when it moves
+        :raises InferenceError: when the tool's pose is not a pose; nothing has left then
         """
-        twist = encode_twist(velocity[:3], velocity[3:], now_ns, knobs.base_frame)
-        goal = encode_gripper_goal(opening * knobs.gripper_open_m, knobs.gripper_effort_n)
-        if abs(now_ns - self._commanded_ns) > GRIPPER_MEMORY_NS:
-            self._sent_opening = None
-        self._commanded_ns = now_ns
-        if self._sent_opening is None or abs(opening - self._sent_opening) >= knobs.gripper_change_ratio:
-            self._send_gripper(goal, opening)
-        self._twist.publish(twist)
+        if tool is None and self.needs_tool:
+            self.hold(now_ns)
+            return f"the pose of {knobs.tool_frame} in {knobs.base_frame} is not known"
+        message, why_not = self._arm.move(velocity, now_ns, tool)
+        self._gripper.move(opening, knobs, now_ns)
+        self._publisher.publish(message)
+        return why_not
 
-    def hold(self, knobs: ControlKnobs, now_ns: int) -> None:
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """(3,) where motion goes on from, m: a pose that was commanded leads the tool."""
+        return self._arm.find_position(tool)
+
+    def hold(self, now_ns: int) -> None:
         """Stand still; the gripper keeps what it has."""
-        self._twist.publish(encode_twist(np.zeros(3), np.zeros(3), now_ns, knobs.base_frame))
+        message = self._arm.rest(now_ns)
+        if message is not None:
+            self._publisher.publish(message)
 
-    def halt(self, knobs: ControlKnobs, now_ns: int) -> None:
+    def halt(self, now_ns: int) -> None:
         """Stand still for good: several times, and wait for their receipt."""
         for _ in range(HALTS):
-            self.hold(knobs, now_ns)
-        self._twist.wait_for_all_acked(_ACK_WAIT)
+            self.hold(now_ns)
+        self._publisher.wait_for_all_acked(_ACK_WAIT)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget where the arm was sent: others may have moved it while an interlock was closed."""
+        self._arm.restart()
 
     def close(self) -> None:
         """Take down the ROS ends."""
-        self._node.destroy_lifecycle_publisher(self._twist)
-        self._gripper.destroy()
+        self._node.destroy_lifecycle_publisher(self._publisher)
+        self._gripper.close()
 
-    def _send_gripper(self, goal: Any, opening: float) -> None:
-        if not self._gripper.server_is_ready():
-            if not self._missing:
-                self._tell(f"no action server on {GRIPPER.name}; the gripper does not move")
-            self._missing = True
-            return
-        self._missing = False
-        self._sent_opening = opening
-        self._gripper.send_goal_async(goal).add_done_callback(self._on_gripper_answer)
 
-    def _on_gripper_answer(self, answer: Future) -> None:
-        handle = answer.result()
-        if handle is None or not handle.accepted:
-            self._sent_opening = None
-            self._tell(f"{GRIPPER.name} refused a goal")
+class Velocities:
+    """Twists in the base frame, or turned into the tool's."""
+
+    def __init__(self, knobs: ControlKnobs) -> None:
+        self.needs_tool = knobs.command_frame == "tool"
+        self._frame = knobs.tool_frame if self.needs_tool else knobs.base_frame
+
+    def move(self, velocity: np.ndarray, now_ns: int, tool: ToolPose | None) -> tuple[TwistStamped, str]:
+        """See :class:`ArmCommands`."""
+        linear, angular = velocity[:3], velocity[3:]
+        if self.needs_tool:
+            assert tool is not None
+            linear, angular = turn_into(tool[1], linear), turn_into(tool[1], angular)
+        return encode_twist(linear, angular, now_ns, self._frame), ""
+
+    def rest(self, now_ns: int) -> TwistStamped:
+        """See :class:`ArmCommands`."""
+        return encode_twist(np.zeros(3), np.zeros(3), now_ns, self._frame)
+
+    def restart(self) -> None:
+        """A velocity has no memory."""
+
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
+        return tool[0]
+
+
+class Poses:
+    """Poses of the tool that a velocity leads to, from where the tool was at the first command on."""
+
+    needs_tool = True
+
+    def __init__(self, knobs: ControlKnobs) -> None:
+        self._frame = knobs.base_frame
+        self._target = PoseTarget()
+        self._pose: ToolPose | None = None
+        self._at_ns = 0
+
+    def move(self, velocity: np.ndarray, now_ns: int, tool: ToolPose | None) -> tuple[PoseStamped, str]:
+        """See :class:`ArmCommands`; the velocity counts from the message before this one."""
+        assert tool is not None
+        if self._pose is None:
+            self._target.start(*tool)
+            self._pose, self._at_ns = tool, now_ns
+        passed_ns = min(max(now_ns - self._at_ns, 0), LONGEST_STEP_NS)
+        ahead = self._target.advance(velocity, passed_ns / NS_PER_S)
+        why_not = _strain(self._pose, ahead, tool)
+        if why_not:
+            self._target.start(*self._pose)
+        else:
+            self._pose = ahead
+        self._at_ns = now_ns
+        return encode_pose(self._pose, now_ns, self._frame), why_not
+
+    def rest(self, now_ns: int) -> PoseStamped | None:
+        """See :class:`ArmCommands`."""
+        self._at_ns = now_ns
+        return None if self._pose is None else encode_pose(self._pose, now_ns, self._frame)
+
+    def restart(self) -> None:
+        """See :class:`ArmCommands`."""
+        self._target.clear()
+        self._pose = None
+
+    def find_position(self, tool: ToolPose) -> np.ndarray:
+        """See :meth:`Commander.find_position`."""
+        return (tool if self._pose is None else self._pose)[0]
+
+
+def turn_into(quaternion: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """A vector of the base frame as the turned frame sees it.
+
+    :param quaternion: (4,) unit, x, y, z, w, of the frame in the base frame
+    :param vector: (3,)
+    """
+    axis = -quaternion[:3]
+    return vector + 2.0 * np.cross(axis, np.cross(axis, vector) + quaternion[3] * vector)
+
+
+def _strain(before: ToolPose, ahead: ToolPose, tool: ToolPose) -> str:
+    # Why the target may not go from ``before`` to ``ahead``; coming nearer to the tool is always allowed.
+    for distance, leash, unit in ((_distance_m, LEASH_M, "m"), (_distance_rad, LEASH_RAD, "rad")):
+        far = distance(ahead, tool)
+        if far > leash and far > distance(before, tool):
+            return f"the tool is {leash:g} {unit} behind its target, which waits for it; is the arm blocked?"
+    return ""
+
+
+def _distance_m(one: ToolPose, other: ToolPose) -> float:
+    return float(np.linalg.norm(one[0] - other[0]))
+
+
+def _distance_rad(one: ToolPose, other: ToolPose) -> float:
+    return 2.0 * float(np.arccos(min(1.0, abs(float(one[1] @ other[1])))))

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.knobs import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.policy.chunk import step_at, step_velocity
 from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
-from sqap_vla_ros.policy.safety import age_s, check_fresh, limit_gripper, limit_step
+from sqap_vla_ros.policy.safety import age_s, check_finite, check_fresh, limit_gripper
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.motion import MotionClock
 from sqap_vla_ros.ros.pacing import Pacing, is_due
@@ -29,14 +29,14 @@ NO_INSTRUCTION = f"there is no instruction on {interface.INSTRUCTION.name} yet"
 
 @dataclass(frozen=True)
 class Picture:
-    """The newest image.
+    """The newest images that belong together, one per camera.
 
-    :param message: as it came; decoded only when an inference is due
-    :param stamp_ns: its stamp
-    :param arrived_ns: when it came, on a steady wall clock
+    :param messages: as they came, in the model's order; decoded only when an inference is due
+    :param stamp_ns: the oldest of their stamps
+    :param arrived_ns: when the last of them came, on a steady wall clock
     """
 
-    message: Any
+    messages: tuple[Any, ...]
     stamp_ns: int
     arrived_ns: int
 
@@ -45,14 +45,16 @@ class Picture:
 class Command:
     """What the robot shall do now.
 
-    :param velocity: (6,) m/s and rad/s
+    :param velocity: (6,) m/s and rad/s, as the policy wants it
     :param opening: gripper, 0 closed to 1 open
-    :param clamped: whether a limit changed it, told once per step of a chunk
+    :param moved: whether the opening had to be moved into that range
+    :param step: which step of which chunk, so that what befalls it can be counted once
     """
 
     velocity: np.ndarray
     opening: float
-    clamped: bool
+    moved: bool
+    step: tuple[int, int]
 
 
 class Cycle:
@@ -74,7 +76,6 @@ class Cycle:
         self.picture: Picture | None = None
         self.chunk: ActionChunk | None = None
         self._in_work_ns: int | None = None
-        self._clamped_at: tuple[int, int] | None = None
         self._problem = ""
         self._pacing.reset()
         self._motion.reset()
@@ -87,9 +88,7 @@ class Cycle:
         :param why_none: why there is none, when ``text`` is empty
         """
         self.instruction, self._why_no_instruction = text, why_none
-        self.chunk = None
-        self.generation += 1
-        self._forget_answers()
+        self.begin_anew()
 
     def _forget_answers(self) -> None:
         self._answered_ns, self._refusal = 0, ""
@@ -185,23 +184,34 @@ class Cycle:
 
     def _find_command(self, now_ns: int, safety: SafetyKnobs) -> Command | None:
         chunk, self.chunk = self.chunk, None
-        index = None if chunk is None or self._is_blind(now_ns, safety) else step_at(chunk, now_ns)
+        index = None if chunk is None or self._why_stale(now_ns, safety) else step_at(chunk, now_ns)
         if chunk is None or index is None:
             self.chunk = chunk
             return None
-        velocity, slowed = limit_step(step_velocity(chunk, index), max_linear_m_s=safety.max_linear_m_s,
-                                      max_angular_rad_s=safety.max_angular_rad_s)
-        opening, moved = limit_gripper(chunk.steps[index, 6])
+        velocity, (opening, moved) = step_velocity(chunk, index), limit_gripper(chunk.steps[index, 6])
+        check_finite("the commanded velocity", velocity)
         self.chunk = chunk
-        first = self._clamped_at != (chunk.stamp_ns, index)
-        if slowed or moved:
-            self._clamped_at = (chunk.stamp_ns, index)
-        return Command(velocity, opening, clamped=(slowed or moved) and first)
+        return Command(velocity, opening, moved, (chunk.stamp_ns, index))
 
-    def _is_blind(self, now_ns: int, safety: SafetyKnobs) -> bool:
-        # However long a chunk is, motion ends soon after the last picture.
+    def hold(self, now_ns: int) -> None:
+        """The robot was told to stand still, whatever :meth:`command` gave."""
+        self._motion.note(now_ns, moving=False)
+
+    def begin_anew(self) -> None:
+        """What was decided is void, and so is what is being decided: the robot begins with a new look."""
+        self.chunk = None
+        self.generation += 1
+        self._forget_answers()
+
+    def _why_stale(self, now_ns: int, safety: SafetyKnobs) -> str:
+        # However long a chunk is, motion ends soon after the last picture, and after the last answer.
         newest_ns = self._pacing.newest_ns
-        return newest_ns is not None and age_s(newest_ns, now_ns) > safety.max_image_age_s
+        if newest_ns is not None and age_s(newest_ns, now_ns) > safety.max_image_age_s:
+            return "no image"
+        if age_s(self._answered_ns, now_ns) > safety.command_timeout_s:
+            return (f"no new answer for {age_s(self._answered_ns, now_ns):.1f} s, and safety.command_timeout_s is "
+                    f"{safety.command_timeout_s:g} s")
+        return ""
 
     def must_wait(self, now_ns: int, wall_ns: int, execute_steps: int) -> bool:
         """Whether simulated time stands still for an answer that is being made; see :mod:`.pacing`."""
@@ -210,18 +220,25 @@ class Cycle:
         waiting_ns = self.picture.stamp_ns if self.picture is not None else self._in_work_ns
         return self._pacing.answer_expected(now_ns, wall_ns, waiting_ns)
 
+    def image_age_s(self, now_ns: int) -> float | None:
+        """Age of the newest image, s; None where none came yet."""
+        newest_ns = self._pacing.newest_ns
+        return None if newest_ns is None else age_s(newest_ns, now_ns)
+
     def why_hold(self, now_ns: int, safety: SafetyKnobs) -> tuple[str, str]:
         """Kind and sentence of why the robot holds; a kind only where the hold itself is counted, when it begins."""
-        newest_ns = self._pacing.newest_ns
+        age = self.image_age_s(now_ns)
         if now_ns == 0:
             return "clock", f"no time has come on {interface.CLOCK.name} yet, and use_sim_time is true"
         if not self.instruction:
             return "", self._why_no_instruction
-        if self.chunk is not None and step_at(self.chunk, now_ns) is not None and not self._is_blind(now_ns, safety):
-            return "", ""
-        age = None if newest_ns is None else age_s(newest_ns, now_ns)
+        stale = ""
+        if self.chunk is not None and step_at(self.chunk, now_ns) is not None:
+            stale = self._why_stale(now_ns, safety)
+            if not stale:
+                return "", ""
         if age is not None and age <= safety.max_image_age_s:
-            return "", self._problem or self._refusal or "the next actions are not ready"
+            return "", self._problem or self._refusal or stale or "the next actions are not ready"
         sentence = (f"no image has arrived on {interface.IMAGE.name}" if age is None else
                     f"no image for {age:.1f} s on {interface.IMAGE.name}; is the camera running?")
         return "no_image", f"{sentence}; the last one was refused: {self._problem}" if self._problem else sentence

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference, Observation
 from sqap_vla_ros.geometry.image_map import ImageMap
+from sqap_vla_ros.knobs import PruneKnobs
 
 
 class PolicyLike(Protocol):
@@ -21,6 +24,12 @@ class PolicyLike(Protocol):
 
     def warm_up(self) -> None:
         """Make the first inference as fast as the others."""
+
+    def check_itself(self) -> str:
+        """Compare itself with the float model; what came out, in words."""
+
+    def adapt(self, prune: PruneKnobs) -> None:
+        """Prune otherwise from the next inference on; raise ConfigError for what cannot be."""
 
     def describe(self) -> dict[str, str | int | float]:
         """What runs."""
@@ -60,5 +69,14 @@ def load_policy(config: Config) -> PolicyLike:
     from sqap_vla_ros.policy.policy import build_policy
     from sqap_vla_ros.policy.wiring import check_arm, choose_settings
 
-    check_arm(describe_checkpoint(config.model.checkpoint, settings=choose_settings(config.model)).model)
+    facts = describe_checkpoint(config.model.checkpoint, settings=choose_settings(config.model), chosen=True)
+    check_arm(facts.model, config.input)
     return build_policy(config)
+
+
+def free_memory() -> None:
+    """Give back what a policy that nobody holds any more took, on a GPU too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -7,22 +7,25 @@ relative, and so follow namespaces and remapping, except where ROS fixes them (`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from control_msgs.action import GripperCommand
+from control_msgs.action import GripperCommand, ParallelGripperCommand
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from moveit_msgs.srv import ServoCommandType
+from nav_msgs.msg import Path
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
+from trajectory_msgs.msg import JointTrajectory, MultiDOFJointTrajectory
 
 
 class Qos(Enum):
@@ -81,7 +84,22 @@ TF_STATIC = Endpoint("/tf_static", TFMessage, Qos.TF_STATIC, "fixed frames; m, q
 CLOCK = Endpoint("/clock", Clock, Qos.SENSOR, "simulated time", Qos.RELIABLE)
 TWIST = Endpoint("delta_twist_cmds", TwistStamped, Qos.COMMAND,
                  "commanded velocity of the tool in frame_id; m/s, rad/s")
+POSE = Endpoint("pose_target_cmds", PoseStamped, Qos.COMMAND, "where the tool shall be in frame_id; m, quaternion")
 GRIPPER = Endpoint("gripper_cmd", GripperCommand, None, "distance between the fingers, m; largest force, N")
+PARALLEL_GRIPPER = Endpoint("gripper_cmd", ParallelGripperCommand, None,
+                            "positions of the fingers' joints, m; largest force, N")
+GRIPPER_TRAJECTORY = Endpoint("gripper_trajectory", JointTrajectory, Qos.COMMAND,
+                              "positions of the fingers' joints, m; one point")
+SWITCH_COMMAND_TYPE = Endpoint("servo_node/switch_command_type", ServoCommandType, None,
+                               "TWIST 1 or POSE 2; MoveIt Servo of Jazzy and Kilted")
+START_SERVO = Endpoint("servo_node/start_servo", Trigger, None, "MoveIt Servo of Humble begins to listen")
+ESTOP = Endpoint("estop", Bool, Qos.RELIABLE, "true stops the robot until ~/reset_fault; false only says that the "
+                 "button is out")
+ENABLE_ACTUATION = Endpoint("~/enable_actuation", SetBool, None, "second interlock: whether the robot may move")
+RESET_FAULT = Endpoint("~/reset_fault", Trigger, None, "ends a fault or a stop whose cause is gone")
+CHUNK = Endpoint("~/chunk", MultiDOFJointTrajectory, Qos.RELIABLE,
+                 "the answer in force: pose of the tool in the base frame after each step; m, quaternion")
+PATH = Endpoint("~/path", Path, Qos.RELIABLE, "the same as a path, for display")
 JOINT_STATES = Endpoint("joint_states", JointState, Qos.RELIABLE, "positions and velocities; rad, m, rad/s, m/s")
 LATENCY = Endpoint("~/latency", DiagnosticArray, Qos.RELIABLE, "one per inference; time by stage in ms, token counts")
 DIAGNOSTICS = Endpoint("/diagnostics", DiagnosticArray, Qos.RELIABLE,
@@ -92,6 +110,7 @@ ACTIVE_INSTRUCTION = Endpoint("~/active_instruction", String, Qos.LATCHED, "the 
 OUTCOME = Endpoint("~/outcome", DiagnosticStatus, Qos.RELIABLE, "seed, task, instruction, steps, success, finished")
 RESET = Endpoint("~/reset", Trigger, None, "the same scene from its start")
 NEW_SCENE = Endpoint("~/new_scene", Trigger, None, "the scene that the parameters scene.seed, .task and .color name")
+FAULT = Endpoint("rig/fault", String, Qos.LATCHED, "fault that `sqap soak` has let loose; empty when all is well")
 
 
 class Role(Enum):
@@ -99,20 +118,47 @@ class Role(Enum):
 
     SUBSCRIBES = "subscribes"
     PUBLISHES = "publishes"
+    CALLS = "calls"
     CALLS_ACTION = "calls action"
     SERVES_ACTION = "serves action"
     SERVES = "serves"
 
 
 POLICY_NODE: tuple[tuple[Role, Endpoint], ...] = (
-    (Role.SUBSCRIBES, IMAGE), (Role.SUBSCRIBES, CAMERA_INFO), (Role.SUBSCRIBES, INSTRUCTION), (Role.SUBSCRIBES, TF),
-    (Role.SUBSCRIBES, TF_STATIC), (Role.PUBLISHES, TWIST), (Role.CALLS_ACTION, GRIPPER), (Role.PUBLISHES, LATENCY),
+    (Role.SUBSCRIBES, IMAGE), (Role.SUBSCRIBES, IMAGE_COMPRESSED), (Role.SUBSCRIBES, CAMERA_INFO),
+    (Role.SUBSCRIBES, INSTRUCTION), (Role.SUBSCRIBES, JOINT_STATES), (Role.SUBSCRIBES, TF),
+    (Role.SUBSCRIBES, TF_STATIC), (Role.SUBSCRIBES, ESTOP), (Role.PUBLISHES, TWIST), (Role.PUBLISHES, POSE),
+    (Role.CALLS_ACTION, GRIPPER), (Role.CALLS_ACTION, PARALLEL_GRIPPER), (Role.PUBLISHES, GRIPPER_TRAJECTORY),
+    (Role.CALLS, SWITCH_COMMAND_TYPE), (Role.CALLS, START_SERVO), (Role.SERVES, ENABLE_ACTUATION),
+    (Role.SERVES, RESET_FAULT), (Role.PUBLISHES, CHUNK), (Role.PUBLISHES, PATH), (Role.PUBLISHES, LATENCY),
     (Role.PUBLISHES, DIAGNOSTICS), (Role.PUBLISHES, OVERLAY), (Role.PUBLISHES, ACTIVE_INSTRUCTION))
+
+WATCHDOG_NODE: tuple[tuple[Role, Endpoint], ...] = (
+    # A longer queue than a robot's, so that its own zeros push no command out.
+    (Role.SUBSCRIBES, replace(TWIST, qos=Qos.RELIABLE)), (Role.PUBLISHES, TWIST), (Role.PUBLISHES, DIAGNOSTICS))
 
 SIM_ROBOT: tuple[tuple[Role, Endpoint], ...] = (
     (Role.PUBLISHES, IMAGE), (Role.PUBLISHES, IMAGE_COMPRESSED), (Role.PUBLISHES, CAMERA_INFO), (Role.PUBLISHES, TF),
     (Role.PUBLISHES, TF_STATIC), (Role.PUBLISHES, JOINT_STATES), (Role.PUBLISHES, CLOCK), (Role.PUBLISHES, OUTCOME),
     (Role.SUBSCRIBES, TWIST), (Role.SERVES_ACTION, GRIPPER), (Role.SERVES, RESET), (Role.SERVES, NEW_SCENE))
+
+RIG_ROBOT: tuple[tuple[Role, Endpoint], ...] = (
+    (Role.PUBLISHES, IMAGE), (Role.PUBLISHES, CAMERA_INFO), (Role.PUBLISHES, TF), (Role.PUBLISHES, TF_STATIC),
+    (Role.PUBLISHES, JOINT_STATES), (Role.SERVES_ACTION, GRIPPER), (Role.SUBSCRIBES, FAULT))
+
+
+def of_camera(endpoint: Endpoint, camera: str) -> Endpoint:
+    """The same topic of another camera.
+
+    :param endpoint: ``IMAGE``, ``IMAGE_COMPRESSED`` or ``CAMERA_INFO``
+    :param camera: its namespace
+    """
+    return replace(endpoint, name=f"{camera}/{endpoint.name.partition('/')[2]}")
+
+
+def in_dry_run(endpoint: Endpoint) -> Endpoint:
+    """The topic of the node's own that stands for one of the robot's."""
+    return replace(endpoint, name=f"~/dry_run/{endpoint.name}")
 
 
 def subscribe(node: Node, endpoint: Endpoint, callback: Callable[[Any], None]) -> Subscription:

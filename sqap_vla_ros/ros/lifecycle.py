@@ -198,13 +198,13 @@ class SafeLifecycleNode(LifecycleNode):
             self.get_logger().debug("the node was shut down before")
 
 
-def run_node(build: Callable[[], SafeLifecycleNode], args: list[str] | None, *,
-             wants_start: Callable[[SafeLifecycleNode], bool]) -> int:
+def run_node(build: Callable[[], Any], args: list[str] | None, *,
+             wants_start: Callable[[Any], bool] = lambda node: False) -> int:
     """Run a node until SIGINT or SIGTERM; the safe action is out before the context goes.
 
-    :param build: makes the node
+    :param build: makes the node, which has a ``close`` that ends its work
     :param args: command line, with ``--ros-args``
-    :param wants_start: whether the node configures and activates itself
+    :param wants_start: whether the node, a :class:`SafeLifecycleNode`, configures and activates itself
     :return: exit code: 0 after a signal, 1 when the node could not be made
     """
     received: list[int] = []

@@ -13,8 +13,9 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from sqap_vla_ros.config import Config, Knob, build_config, iterate_knobs
+from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import Knob
 
 _INT_LIMIT = 2**63 - 1
 

@@ -6,6 +6,7 @@ time, stamps and ages are the node's clock, so simulated time may stand still.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,24 +16,29 @@ from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, ROSClock, TimeJump  # type: ignore[attr-defined]
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CameraInfo, Image
+from rclpy.timer import Timer
 from std_msgs.msg import String
 
 from sqap_vla_ros.config import Config
-from sqap_vla_ros.data import Inference, Observation
-from sqap_vla_ros.errors import ConfigError, InferenceError, InputError
+from sqap_vla_ros.data import Inference
+from sqap_vla_ros.errors import ConfigError, InputError
+from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.ensemble import build_ensemble
+from sqap_vla_ros.policy.safety import age_s, check_allowed
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.codecs import NS_PER_S, decode_image, stamp_to_ns
-from sqap_vla_ros.ros.commands import Commander
+from sqap_vla_ros.ros.actuation import Actuation
+from sqap_vla_ros.ros.command_codecs import ToolPose
 from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Cycle, Picture
-from sqap_vla_ros.ros.diagnostics import Reporter, Summary
-from sqap_vla_ros.ros.inference import Job, PolicyLike, load_policy
+from sqap_vla_ros.ros.diagnostics import Reporter
+from sqap_vla_ros.ros.health import Summary
+from sqap_vla_ros.ros.inference import Job, PolicyLike, free_memory, load_policy
+from sqap_vla_ros.ros.inputs import Cameras, JointStates
 from sqap_vla_ros.ros.lifecycle import SafeLifecycleNode, run_node
+from sqap_vla_ros.ros.looking import Looking
 from sqap_vla_ros.ros.overlay import OverlayPublisher, OverlayRequest
+from sqap_vla_ros.ros.panel import Panel
 from sqap_vla_ros.ros.parameters import change_config, declare_parameters, read_config
 from sqap_vla_ros.ros.transforms import FootprintFinder
-from sqap_vla_ros.ros.worker import LatestWorker
 
 NODE_NAME = "policy_node"
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -57,9 +63,10 @@ class PolicyNode(SafeLifecycleNode):
         self._policy_factory = policy_factory
         self._described: dict[str, str | int | float] = {}
         self._closing, self._active = ExitStack(), False
+        self._beats: list[Timer] = []
         self._cycle, self._report = Cycle(), Reporter(self)
+        self._panel = Panel(self, self._report)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
-        self._inference_ended = self.create_guard_condition(self._on_inference_end)
         self._active_instruction = interface.advertise(self, interface.ACTIVE_INSTRUCTION)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_summary, clock=self._wall)
         back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
@@ -69,46 +76,52 @@ class PolicyNode(SafeLifecycleNode):
     # --- lifecycle
 
     def prepare(self) -> None:
-        """Load, warm up, open the ROS ends."""
-        self._config = read_config(self)
-        self._policy = self._policy_factory(self._config)
+        """Load, warm up, compare with the float model, open the ROS ends."""
+        config = self._config = read_config(self)
+        self._policy = self._policy_factory(config)
         self._closing.callback(delattr, self, "_policy")
         self._policy.warm_up()
+        self.get_logger().info(self._policy.check_itself())
         self._described = self._policy.describe()
-        self._worker = LatestWorker(self._infer, self._inference_ended.trigger, "inference")
-        self._closing.callback(self._end_thread, self._worker.stop)
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
         self._closing.callback(self._end_thread, self._overlay.close)
-        self._commander = Commander(self, lambda sentence: self._report.note("gripper", sentence))
-        self._closing.callback(self._commander.close)
-        self._finder = FootprintFinder(self, rectified=self._config.footprint.rectified)
+        self._finder = FootprintFinder(self, config.input.cameras, config.footprint,
+                                       config.safety.max_future_s)
         self._closing.callback(self._finder.close)
-        self._cycle = Cycle(build_ensemble(self._config.control))
+        self._joints = JointStates(self, config.input)
+        self._closing.callback(self._joints.close)
+        self._looking = Looking(self, self._policy, self._finder, self._joints,
+                                lambda picture: self._cameras.decode(picture), self._report, self._panel,
+                                self._on_answer)
+        self._closing.callback(self._end_thread, self._looking.close)
+        self._actuation = Actuation(self, config, self._panel.interlock, self._report, self._find_tool)
+        self._closing.callback(self._actuation.close)
+        self._cycle = Cycle(build_ensemble(config.control))
         self._set_instruction("", NO_INSTRUCTION)
-        for end, callback in ((interface.IMAGE, self._on_image), (interface.CAMERA_INFO, self._on_camera_info),
-                              (interface.INSTRUCTION, self._on_instruction)):
-            self._closing.callback(self.destroy_subscription, interface.subscribe(self, end, callback))
+        self._cameras = Cameras(self, config.input, self._on_picture, self._finder.take_camera_info, self._report.note)
+        self._closing.callback(self._cameras.close)
+        self._closing.callback(self.destroy_subscription,
+                               interface.subscribe(self, interface.INSTRUCTION, self._on_instruction))
         self.get_logger().info("configured: " + ", ".join(f"{key} {value}" for key, value in self._described.items()))
 
     def start(self) -> None:
         """Begin to consider pictures and to publish commands."""
         self._cycle.clear()
-        control = self._config.control
-        self._beats = [self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
-                       self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
+        self._actuation.begin()
+        self._set_beats(self._config.control)
         self._active = True
 
     def act_safely(self) -> None:
         """Zero velocity, several times."""
         if self._active:
-            self._commander.halt(self._config.control, self._now_ns())
+            self._actuation.halt(self._now_ns())
 
     def stop(self) -> None:
         """Do nothing any more; the instruction ends, so that motion needs a new one."""
         if self._active:
             self._active = False
-            for beat in self._beats:
-                self.destroy_timer(beat)
+            self._set_beats(None)
+            self._actuation.end()
             self._set_instruction("", NO_INSTRUCTION)
         self._cycle.clear()
 
@@ -116,6 +129,15 @@ class PolicyNode(SafeLifecycleNode):
         """Close the ROS ends, end the threads, let go of the model; as much of it as there is."""
         self._described = {}
         self._closing.close()
+        free_memory()
+
+    def _set_beats(self, control: ControlKnobs | None) -> None:
+        # None ends them.
+        for beat in self._beats:
+            self.destroy_timer(beat)
+        self._beats = [] if control is None else [
+            self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
+            self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
 
     def _end_thread(self, stop: Callable[[float], bool]) -> None:
         if not stop(STOP_TIMEOUT_S):
@@ -123,25 +145,18 @@ class PolicyNode(SafeLifecycleNode):
 
     # --- what comes in
 
-    def _on_image(self, message: Image) -> None:
+    def _on_picture(self, picture: Picture) -> None:
         if not self._active:
             return
         try:
-            self._cycle.take_picture(Picture(message, stamp_to_ns(message.header.stamp), self._wall_ns()),
-                                     self._now_ns(), self._config.safety)
+            self._cycle.take_picture(picture, self._now_ns(), self._config.safety)
         except InputError as error:
             self._report.note("stale_image", str(error))
         if self._simulated:
             # A simulator that waits for a command goes on at once, also where no inference is due.
             self._on_command_due()
         else:
-            self._consider_picture()
-
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        try:
-            self._finder.take_camera_info(message)
-        except InputError as error:
-            self._report.note("camera_info", str(error))
+            self._look()
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
@@ -150,13 +165,15 @@ class PolicyNode(SafeLifecycleNode):
             self._set_instruction("", "the instruction is empty")
             return
         try:
+            check_allowed(text, self._config.input.instructions)
             self._policy.check_instruction(text)
         except InputError as error:
             self._report.note("instruction", str(error))
             self._set_instruction("", str(error))
             return
         self._set_instruction(text)
-        self._consider_picture()
+        if self._active:
+            self._look()
 
     def _set_instruction(self, text: str, why_none: str = "") -> None:
         self._cycle.set_instruction(text, why_none)
@@ -167,77 +184,48 @@ class PolicyNode(SafeLifecycleNode):
                                         "a stamp is forgotten")
         self._cycle.clear()
         if self.phase in ("inactive", "active"):
-            self._finder.clear()
+            for part in (self._finder, self._cameras, self._joints):
+                part.clear()
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        before, configured = self._config, self.phase in ("inactive", "active")
         try:
-            self._config = change_config(self._config, parameters, configured=self.phase != "unconfigured")
+            changed = change_config(before, parameters, configured=self.phase != "unconfigured")
+            if configured and changed.prune != before.prune:
+                self._policy.adapt(changed.prune)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._config = changed
+        if configured:
+            self._cameras.knobs = changed.input
+        if self._active and changed.control.control_hz != before.control.control_hz:
+            self._set_beats(changed.control)
         return SetParametersResult(successful=True)
 
     # --- one control cycle
 
     def _on_tick(self) -> None:
-        self._consider_picture()
+        self._look()
+        self._looking.watch(self._config, self._wall_ns())
         self._report.watch_hold(*self._cycle.why_hold(self._now_ns(), self._config.safety))
 
-    def _consider_picture(self) -> None:
-        """Start an inference on the newest picture if one is due, and nothing is wrong with it."""
-        if not self._active or self._worker.busy:
-            return
-        picture = self._cycle.due_picture(self._now_ns(), self._config.control, self._config.safety)
-        if picture is None:
-            return
-        message, knobs = picture.message, self._config.footprint
-        found = self._finder.find(knobs, message.header.frame_id, (message.width, message.height), picture.stamp_ns)
-        if not found.exact and self._wall_ns() - picture.arrived_ns < knobs.tf_wait_s * NS_PER_S:
-            return
-        try:
-            rgb = decode_image(message)
-        except InputError as error:
-            self._cycle.refuse_picture(error)
-            self._report.note("image", str(error))
-            return
-        if found.footprint is None:
-            self._report.note("no_protection", found.reason)
-            if knobs.required:
-                self._cycle.refuse_picture(InputError(found.reason))
-                return
-        self._cycle.begin()
-        self._worker.offer(Job(Observation(picture.stamp_ns, (rgb,), self._cycle.instruction, (found.footprint,),
-                                           found.reason), message.header.frame_id, self._cycle.generation))
+    def _look(self) -> None:
+        self._looking.begin(self._cycle, self._config, self._now_ns(), self._wall_ns())
 
-    def _infer(self, job: Job) -> Inference:
-        return self._policy.infer(job.observation)
-
-    def _on_inference_end(self) -> None:
-        for outcome in self._worker.collect():
-            if outcome.error is not None:
-                self._report.note_failure("inference", outcome.error)
-            counts = self._take_answer(outcome.item.generation, outcome.result)
-            if self._active:
-                self._send_command()
-                if counts and outcome.result is not None and self._cycle.chunk is not None:
-                    self._tell_inference(outcome.item, outcome.result)
-        self._consider_picture()
-
-    def _take_answer(self, generation: int, inference: Inference | None) -> bool:
-        """Whether the answer is in force now."""
-        chunk = None if inference is None else inference.chunk
-        try:
-            kind, sentence = self._cycle.end(generation, chunk, self._now_ns(), self._config.safety)
-        except InferenceError as error:
-            self._report.note_failure("inference", error)
-            return False
-        if sentence:
-            self._report.note(kind, sentence)
-        elif kind:
-            self._report.health.counts[kind] += 1
-        return chunk is not None and not kind
+    def _on_answer(self) -> None:
+        answers = self._looking.take(self._cycle, self._config, self._now_ns())
+        if not self._active:
+            return
+        self._send_command()
+        for job, inference in answers:
+            self._tell_inference(job, inference)
+        self._look()
 
     def _tell_inference(self, job: Job, inference: Inference) -> None:
-        self._report.tell_inference(inference, job.observation.footprint_reason, self._now_ns())
+        self._report.tell_inference(inference, job.observation.footprint_reason, self._now_ns(),
+                                    deadline_ms=1e3 / self._config.control.control_hz,
+                                    engine=str(self._described.get("engine", "")))
+        self._actuation.tell(inference.chunk)
         if self._overlay.wanted:
             height, width = job.observation.images[0].shape[:2]
             self._overlay.offer(OverlayRequest(job.observation, inference, self._policy.image_map(width, height),
@@ -246,31 +234,36 @@ class PolicyNode(SafeLifecycleNode):
     # --- what goes out
 
     def _on_command_due(self) -> None:
-        self._consider_picture()
         if self._active:
+            self._look()
             self._send_command()
 
     def _send_command(self) -> None:
-        now_ns, control = self._now_ns(), self._config.control
-        waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), control.execute_steps)
-        if now_ns == 0 or waits:
-            return
-        try:
-            command = self._cycle.command(now_ns, self._config.safety)
-        except InferenceError as error:
-            self._report.note_failure("inference", error)
-            command = None
-        if command is None:
-            self._commander.hold(control, now_ns)
-            return
-        self._report.health.counts["clamped"] += command.clamped
-        self._commander.command(command.velocity, command.opening, control, now_ns)
+        now_ns, execute_steps = self._now_ns(), self._config.control.execute_steps
+        waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), execute_steps)
+        if now_ns > 0 and not waits:
+            self._actuation.send(self._cycle, self._config, now_ns)
+
+    def _find_tool(self, stamp_ns: int) -> tuple[ToolPose | None, str]:
+        control = self._config.control
+        found = self._finder.find_tool(control.base_frame, control.tool_frame, stamp_ns,
+                                       self._config.footprint.max_tf_age_s)
+        return None if found.pose is None else (found.pose.position, found.pose.quaternion), found.reason
 
     def _publish_summary(self) -> None:
         now_ns = self._now_ns()
         hold = self._cycle.why_hold(now_ns, self._config.safety)[1] if self._active else ""
-        summary = Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described)
-        self._report.tell_summary(summary, now_ns)
+        stop = self._panel.interlock.why_stopped(self._config.control)[1] if self._active else ""
+        ages = self._find_ages(now_ns) if self._active else {}
+        self._report.tell_summary(
+            Summary(self.phase, self.failure, hold, self._cycle.instruction, self._described, stop, ages), now_ns)
+
+    def _find_ages(self, now_ns: int) -> dict[str, float | None]:
+        control = self._config.control
+        tool = self._finder.find_tool(control.base_frame, control.tool_frame, now_ns, math.inf)
+        joints = {} if self._config.input.state == "none" else {"joint_states": self._joints.age_s(now_ns)}
+        return {"image": self._cycle.image_age_s(now_ns),
+                "tf": age_s(tool.stamp_ns, now_ns) if tool.stamp_ns else None, **joints}
 
     # --- small change
 

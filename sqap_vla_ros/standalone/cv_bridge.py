@@ -1,6 +1,6 @@
-"""``cv_bridge`` in NumPy: images of 8 and 16 bits and of floats, with padded rows and either byte order.
+"""``cv_bridge`` on OpenCV's own functions: the encodings of the real one, padded rows, either byte order.
 
-What the real one offers beside this (Bayer and YUV encodings, the C++ boost module) is refused by name.
+Scaling for display and the C++ boost module are not offered.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-# Encodings of sensor_msgs/image_encodings.hpp with a fixed colour order: channel letters and bits.
-COLOR_ENCODINGS = {f"{order}{bits}": (order, bits) for order in ("rgb", "bgr", "rgba", "bgra") for bits in (8, 16)}
-COLOR_ENCODINGS |= {"mono8": ("mono", 8), "mono16": ("mono", 16)}
-_TYPE_PATTERN = re.compile(r"(8U|8S|16U|16S|32S|32F|64F)C([1-9][0-9]?)?")
+# Encodings of sensor_msgs/image_encodings.hpp that say what colours they hold: OpenCV's name for it, and bits.
+COLOR_ENCODINGS = {f"{order}{bits}": (order.upper(), bits) for order in ("rgb", "bgr", "rgba", "bgra")
+                   for bits in (8, 16)}
+COLOR_ENCODINGS |= {f"mono{bits}": ("GRAY", bits) for bits in (8, 16)}
+# OpenCV names a mosaic by its second row, from the second pixel on.
+COLOR_ENCODINGS |= {f"bayer_{first}{bits}": (f"Bayer{name}", bits) for bits in (8, 16)
+                    for first, name in (("rggb", "BG"), ("bggr", "RG"), ("gbrg", "GR"), ("grbg", "GB"))}
+COLOR_ENCODINGS |= {"yuv422": ("UYVY", 8), "yuv422_yuy2": ("YUY2", 8)}
+# By bytes of the two types, so that white stays white.
+_SCALES = {(1, 2): 257.0, (2, 1): 1.0 / 257.0}
+_CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4, "UYVY": 2, "YUY2": 2}
+_TYPE_PATTERN = re.compile(r"(8U|8S|16U|16S|32S|32F|64F)(?:C([1-9][0-9]?))?")
 _DTYPES = {"8U": "uint8", "8S": "int8", "16U": "uint16", "16S": "int16", "32S": "int32", "32F": "float32",
            "64F": "float64"}
 
@@ -30,13 +38,7 @@ class CvBridge:
 
     def encoding_to_dtype_with_channels(self, encoding: str) -> tuple[str, int]:
         """Name of the NumPy type and number of channels, for example ``('uint8', 3)`` for ``bgr8``."""
-        if encoding in COLOR_ENCODINGS:
-            order, bits = COLOR_ENCODINGS[encoding]
-            return f"uint{bits}", 1 if order == "mono" else len(order)
-        match = _TYPE_PATTERN.fullmatch(encoding)
-        if match is None:
-            raise CvBridgeError(f"Unrecognized image encoding [{encoding}]")
-        return _DTYPES[match[1]], int(match[2] or 1)
+        return _to_type(encoding)
 
     def imgmsg_to_cv2(self, img_msg: Image, desired_encoding: str = "passthrough") -> np.ndarray:
         """Message to array.
@@ -88,17 +90,14 @@ class CvBridge:
 
     def compressed_imgmsg_to_cv2(self, cmprs_img_msg: CompressedImage,
                                  desired_encoding: str = "passthrough") -> np.ndarray:
-        """Compressed message to array; colours come out as BGR.
+        """Compressed message to array, grey, BGR or BGRA as it comes.
 
-        :raises CvBridgeError: when the data is not a picture
+        :param desired_encoding: what a BGR picture of 8 bits shall become
+        :return: (H, W) or (H, W, C); None when the data is no picture
+        :raises CvBridgeError: when the conversion fails
         """
-        data = np.frombuffer(cmprs_img_msg.data, dtype=np.uint8)
-        array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-        if array is None:
-            raise CvBridgeError(f"{data.size} bytes of '{cmprs_img_msg.format}' are not a picture")
-        bits = 8 * array.itemsize
-        source = f"mono{bits}" if array.ndim == 2 else f"{'bgr' if array.shape[2] == 3 else 'bgra'}{bits}"
-        return convert_color(array, source, desired_encoding)
+        array = cv2.imdecode(np.frombuffer(cmprs_img_msg.data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        return array if desired_encoding == "passthrough" else convert_color(array, "bgr8", desired_encoding)
 
     def cv2_to_compressed_imgmsg(self, cvim: np.ndarray, dst_format: str = "jpg") -> CompressedImage:
         """Array to compressed message.
@@ -113,35 +112,49 @@ class CvBridge:
 
 
 def convert_color(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Reorder channels, make grey or colour of each other, change between 8 and 16 bits.
+    """Change colours, then the type; 8 and 16 bits are scaled to each other.
 
     :param array: (H, W) or (H, W, C) in encoding ``source``
     :param source: encoding of ``array``
     :param target: encoding wanted; 'passthrough' or the same is no change
-    :raises CvBridgeError: when one of the two is not a colour encoding
+    :raises CvBridgeError: when the conversion makes no sense or does not exist
     """
     if target in ("passthrough", source):
         return array
-    for encoding in (source, target):
-        if encoding not in COLOR_ENCODINGS:
-            raise CvBridgeError(f"[{encoding}] is not a color format; cannot convert [{source}] to [{target}]")
-    (source_order, source_bits), (target_order, target_bits) = COLOR_ENCODINGS[source], COLOR_ENCODINGS[target]
-    if source_order == "mono":
-        planes = dict.fromkeys("rgb", array)
-    else:
-        planes = {letter: array[..., index] for index, letter in enumerate(source_order)}
-    if target_order == "mono":
-        array = array if source_order == "mono" else _grey(planes)
-    elif source_order != target_order:
-        full = np.full(array.shape[:2], np.iinfo(array.dtype).max, dtype=array.dtype)
-        array = np.stack([planes.get(letter, full) for letter in target_order], axis=-1)
-    if source_bits == target_bits:
+    (source_type, source_channels), (target_type, target_channels) = _to_type(source), _to_type(target)
+    if source in COLOR_ENCODINGS and target in COLOR_ENCODINGS:
+        array = _change_colors(array, COLOR_ENCODINGS[source][0], COLOR_ENCODINGS[target][0])
+    elif target in COLOR_ENCODINGS:
+        raise CvBridgeError(f"[{source}] is not a color format. but [{target}] is. The conversion does not make sense")
+    elif source_channels != target_channels:
+        raise CvBridgeError(f"[{source}] and [{target}] do not have the same number of channel")
+    if source_type == target_type:
         return array
-    scale = (2**target_bits - 1) / (2**source_bits - 1)
-    return np.rint(array * scale).astype(f"uint{target_bits}")
+    scaled = array * _SCALES.get((np.dtype(source_type).itemsize, np.dtype(target_type).itemsize), 1.0)
+    if np.issubdtype(target_type, np.integer):
+        limits = np.iinfo(target_type)
+        scaled = np.clip(np.rint(scaled), limits.min, limits.max)
+    return scaled.astype(target_type)
 
 
-def _grey(planes: dict[str, np.ndarray]) -> np.ndarray:
-    red, green, blue = (planes[letter].astype(np.int64) for letter in "rgb")
-    # OpenCV's fixed-point weights, of 2**15.
-    return ((9798 * red + 19235 * green + 3735 * blue + 2**14) >> 15).astype(planes["r"].dtype)
+def _to_type(encoding: str) -> tuple[str, int]:
+    if encoding in COLOR_ENCODINGS:
+        name, bits = COLOR_ENCODINGS[encoding]
+        return f"uint{bits}", _CHANNELS.get(name, 1)
+    match = _TYPE_PATTERN.fullmatch(encoding)
+    if match is None:
+        raise CvBridgeError(f"Unrecognized image encoding [{encoding}]")
+    return _DTYPES[match[1]], int(match[2] or 1)
+
+
+def _change_colors(array: np.ndarray, source: str, target: str) -> np.ndarray:
+    plain = ("GRAY", "RGB", "BGR")
+    if source == target:
+        return array
+    if target not in plain and (target not in _CHANNELS or _CHANNELS[target] == 2 or source.startswith("Bayer")):
+        raise CvBridgeError(f"Unsupported conversion from [{source}] to [{target}]")
+    name = f"YUV2{target}_{source}" if _CHANNELS.get(source) == 2 else f"{source}2{target}"
+    try:
+        return cv2.cvtColor(array, getattr(cv2, f"COLOR_{name}"))
+    except cv2.error as error:
+        raise CvBridgeError(str(error)) from error

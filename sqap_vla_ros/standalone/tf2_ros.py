@@ -1,7 +1,7 @@
 """``tf2_ros`` in Python: buffer, listener and broadcasters with the errors of the real one.
 
-For one thread: whoever spins the node also looks up. Time-travelling lookups through a fixed frame, frame graphs and
-listener threads are not offered.
+Time-travelling lookups through a fixed frame, waiting for a transform with a future, frame graphs and listeners that
+spin their node themselves are not offered.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class TransformListener:
 
     :param buffer: what to fill
     :param node: whose executor receives
+    :param qos: profile or depth for ``/tf``
+    :param static_qos: profile or depth for ``/tf_static``
     """
 
     def __init__(self, buffer: Buffer, node: Node, *, qos: QoSProfile | int | None = None,
@@ -76,7 +78,7 @@ class TransformBroadcaster:
 
 
 class StaticTransformBroadcaster:
-    """Publish fixed frames on ``/tf_static``; who comes late gets all that were ever sent."""
+    """Publish fixed frames on ``/tf_static``; who comes late gets all that were ever sent, as from ROS Jazzy on."""
 
     def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

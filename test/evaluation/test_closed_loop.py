@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sqap_vla_ros.config import FootprintKnobs, SafetyKnobs, build_config
+from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InputError
 from sqap_vla_ros.evaluation.blinding import Blindfold, pick_others, see_tokens
@@ -15,6 +15,7 @@ from sqap_vla_ros.evaluation.closed_loop import Player, check_setup, choose_blin
 from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.evaluation.plan import Job, Setup, exchange_task, plan_jobs
 from sqap_vla_ros.geometry.image_map import resize_map
+from sqap_vla_ros.knobs import FootprintKnobs, SafetyKnobs
 from sqap_vla_ros.models import registry
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sqap_vla_ros.config import FootprintKnobs, build_config
+from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint
 from sqap_vla_ros.errors import ConfigError, InputError
 from sqap_vla_ros.evaluation.closed_loop import find_footprint
 from sqap_vla_ros.evaluation.fidelity import FIRST_SEED, correlate_ranks, measure_fidelity, view_scenes
+from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.policy.policy import Policy
 from sqap_vla_ros.pruning.pruner import Pruner

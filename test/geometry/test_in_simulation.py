@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from sqap_vla_ros.config import FootprintKnobs
 from sqap_vla_ros.geometry.footprint import project_footprint, token_mask
 from sqap_vla_ros.geometry.image_map import resize_map
+from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.simulation.expert import act
 from sqap_vla_ros.simulation.tasks import BASE_KINDS, Task
 

@@ -10,6 +10,7 @@ from torch import nn
 from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InputError
+from sqap_vla_ros.knobs import InputKnobs
 from sqap_vla_ros.models.llama import Choice, LlamaConfig, LlamaDecoder, PruneStep
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, ImageSpec, Later, ModelSettings, Sequence, VlaModel
@@ -272,15 +273,18 @@ def test_calibration_runs_the_first_pass_over_all_tokens():
 def test_one_arm_needs_one_camera_and_no_state():
     model = Chunker()
     with pytest.raises(CheckpointError, match="2 dimensions; to move one arm 7 are needed"):
-        check_arm(model)
+        check_arm(model, InputKnobs())
     model.action_spec = ActionSpec(3, (0.0,) * 7, (1.0,) * 7, (True,) * 7)
-    with pytest.raises(CheckpointError, match=r"sees 2 cameras \(main, wrist\)"):
-        check_arm(model)
+    with pytest.raises(CheckpointError, match=r"sees 2 camera\(s\) \(main, wrist\)"):
+        check_arm(model, InputKnobs())
     model.cameras = ("main",)
     with pytest.raises(CheckpointError, match="reads a robot state of 3 numbers"):
-        check_arm(model)
+        check_arm(model, InputKnobs())
+    check_arm(model, InputKnobs(state="joints", joints=("a", "b", "c")))
+    with pytest.raises(CheckpointError, match="state of 3 numbers, and here are 7"):
+        check_arm(model, InputKnobs(state="pose_rpy", joints=("finger",)))
     model.state_size = 0
-    check_arm(model)
+    check_arm(model, InputKnobs())
 
 
 def test_gradients_of_words_are_refused():

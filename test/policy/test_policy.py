@@ -9,6 +9,7 @@ import torch
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.data import Observation, RobotFootprint, TokenRule
 from sqap_vla_ros.errors import CheckpointError, ConfigError, InferenceError, InputError
+from sqap_vla_ros.knobs import InputKnobs
 from sqap_vla_ros.models.demo import DemoVla
 from sqap_vla_ros.models.own_format import save_model
 from sqap_vla_ros.models.pictures import map_picture, prepare_picture
@@ -219,8 +220,8 @@ def test_actions_of_any_number_are_inferred_and_one_arm_moved_by_seven(build, ti
     policy.warm_up()
     assert policy.infer(observe(HAND)).chunk.steps.shape == (4, 14)
     with pytest.raises(CheckpointError, match="14 dimensions; to move one arm 7 are needed: x, y, z"):
-        check_arm(policy.model)
-    check_arm(build().model)
+        check_arm(policy.model, InputKnobs())
+    check_arm(build().model, InputKnobs())
 
 
 @pytest.mark.parametrize(("strategy", "preset", "words"), [

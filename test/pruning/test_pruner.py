@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.data import TokenRule
 from sqap_vla_ros.errors import ConfigError, InferenceError
+from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.models.llama import Choice, LlamaConfig, LlamaDecoder, PruneStep
 from sqap_vla_ros.pruning.pruner import Pruner, draw_seed
 from sqap_vla_ros.pruning.selection import RULES

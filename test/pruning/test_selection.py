@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqap_vla_ros.config import PruneKnobs
 from sqap_vla_ros.data import TokenRule
+from sqap_vla_ros.knobs import PruneKnobs
 from sqap_vla_ros.pruning.coverage import TokenDistances
 from sqap_vla_ros.pruning.selection import RULES, Candidates, Selection, rank_by_chance, scatter_bits
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from torch import nn
 
-from sqap_vla_ros.config import ModelKnobs
 from sqap_vla_ros.errors import ConfigError
+from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.quantization.recipe import (
     RECIPES,
     W4A4,

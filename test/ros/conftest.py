@@ -3,6 +3,7 @@
 import importlib.util
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.action import ActionServer
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
@@ -28,25 +30,21 @@ from sqap_vla_ros.ros.policy_node import PolicyNode
 FAKE_NODE = Path(__file__).with_name("fake_policy_node.py")
 DEADLINE_S = 60.0
 CAMERA_FRAME = "camera_optical_frame"
+OPEN = {"control__dry_run": False, "control__enable_actuation": True, "safety__ramp_in_s": 0.0}
 WIDTH, HEIGHT, FOCAL_PX = 64, 48, 80.0
-
-
-def load_fake():
-    spec = importlib.util.spec_from_file_location("fake_policy_node", FAKE_NODE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
 def _own_domain(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(choose_domain()))
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 
 @pytest.fixture
 def fake():
-    return load_fake()
+    spec = importlib.util.spec_from_file_location("fake_policy_node", FAKE_NODE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Peer:
@@ -62,9 +60,8 @@ class Peer:
         self.now_ns = 5_000_000_000 if simulated else None
         self.heard = {"twist": [], "active": [], "latency": [], "diagnostics": [], "overlay": [], "gripper": []}
         self.image_out, self.info_out, self.instruction_out, self.tf_out, self.static_out, self.clock_out = (
-            interface.advertise(self.node, end) for end in (
-                interface.IMAGE, interface.CAMERA_INFO, interface.INSTRUCTION, interface.TF, interface.TF_STATIC,
-                interface.CLOCK))
+            interface.advertise(self.node, getattr(interface, name)) for name in (
+                "IMAGE", "CAMERA_INFO", "INSTRUCTION", "TF", "TF_STATIC", "CLOCK"))
         for key, end, name in (("twist", interface.TWIST, interface.TWIST.name),
                                ("active", interface.ACTIVE_INSTRUCTION, "policy_node/active_instruction"),
                                ("latency", interface.LATENCY, "policy_node/latency"),
@@ -157,8 +154,7 @@ class Peer:
     def transition(self, name):
         wanted = getattr(Transition, f"TRANSITION_{name.upper()}")
         self.get_acquainted()
-        request = ChangeState.Request(transition=Transition(id=wanted))
-        return self.call(self.change, request, repeat_s=float("inf")).success
+        return self.call(self.change, ChangeState.Request(transition=Transition(id=wanted)), float("inf")).success
 
     def state_label(self):
         return self.call(self.state, GetState.Request()).current_state.label
@@ -225,16 +221,24 @@ def hand_transforms(stamp_ns, z=0.8):
 
 @pytest.fixture
 def peer():
-    peer = Peer()
-    yield peer
-    peer.close()
+    with closing(Peer()) as peer:
+        yield peer
 
 
 @pytest.fixture
 def simulated_peer():
-    peer = Peer(simulated=True)
-    yield peer
-    peer.close()
+    with closing(Peer(simulated=True)) as peer:
+        yield peer
+
+
+@pytest.fixture
+def bare_node(peer):
+    """A lifecycle node with nothing in it, inactive, which spins whenever the peer waits."""
+    node = LifecycleNode("policy_node", context=peer.context)
+    peer.executor.add_node(node)
+    node.trigger_configure()
+    yield node
+    node.destroy_node()
 
 
 class Running:
@@ -283,13 +287,13 @@ class Running:
 def launch(fake, monkeypatch):
     """``launch(policy_factory=FakePolicy, **parameters)``; dots in parameter names are double underscores.
 
-    Summaries come ten times a second, so that tests need not wait for them.
+    Interlocks are open, and neither ramp nor summaries are waited for.
     """
     running = []
     monkeypatch.setattr(policy_node, "DIAGNOSTICS_PERIOD_S", 0.1)
 
     def start(policy_factory=fake.FakePolicy, **parameters):
-        running.append(Running(policy_factory, **parameters))
+        running.append(Running(policy_factory, **OPEN | parameters))
         return running[-1]
 
     yield start

@@ -1,10 +1,13 @@
 """The policy node with a policy that needs no model; run as a script it is a process of its own.
 
-What the policy does is said by the instruction, so that a test decides it over DDS.
+What the policy does is said by the instruction, so that a test decides it over DDS; how long it takes and how many
+steps it answers with, by FAKE_DELAY_S and FAKE_CHUNK_STEPS in the environment.
 """
 
+import os
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,6 +46,12 @@ class FakePolicy:
     def warm_up(self):
         self.warm_ups += 1
 
+    def check_itself(self):
+        return "self-check: as good as new"
+
+    def adapt(self, prune):
+        self.config = replace(self.config, prune=prune)
+
     def check_instruction(self, text):
         if text not in KNOWN:
             raise InputError(f"the fake policy does not know '{text}'; its words are {', '.join(KNOWN)}")
@@ -73,4 +82,6 @@ class FakePolicy:
 
 
 if __name__ == "__main__":
+    FakePolicy.delay_s = float(os.environ.get("FAKE_DELAY_S", FakePolicy.delay_s))
+    FakePolicy.chunk_steps = int(os.environ.get("FAKE_CHUNK_STEPS", CHUNK_STEPS))
     sys.exit(run_node(lambda: PolicyNode(FakePolicy), None, wants_start=lambda node: True))

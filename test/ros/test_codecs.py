@@ -1,11 +1,12 @@
 import re
 import sys
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from geometry_msgs.msg import TwistStamped
-from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, RegionOfInterest
 
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.ros import codecs
@@ -50,10 +51,15 @@ def test_bytes_have_no_byte_order_and_surplus_bytes_do_no_harm():
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"encoding": "yuv422"}, "image encoding 'yuv422' cannot be taken; allowed are rgb8, bgr8"),
-    ({"encoding": "rgb16"}, "'rgb16' cannot be taken.*not 8 bits per channel"),
-    ({"encoding": "16UC1"}, "not 8 bits per channel"), ({"encoding": "32FC1"}, "not 8 bits per channel"),
-    ({"encoding": "mono16", "is_bigendian": 1}, "not 8 bits per channel"),
+    ({"encoding": "nv21"}, "image encoding 'nv21' cannot be taken; allowed are rgb8, bgr8.*; let the driver or "
+                           "image_proc convert"),
+    ({"encoding": "rgb16"}, "'rgb16' cannot be taken.*not 8 bits per channel; set the camera driver to 8 bits"),
+    ({"encoding": "bayer_gbrg16"}, "'bayer_gbrg16' cannot be taken.*set the camera driver to 8 bits"),
+    ({"encoding": "16UC1"}, "not 8 bits per channel, as pictures of depth and heat are; name a colour camera in "
+                            "input.cameras"),
+    ({"encoding": "32FC1"}, "as pictures of depth and heat are"),
+    ({"encoding": "mono16", "is_bigendian": 1}, "as pictures of depth and heat are"),
+    ({"encoding": "yuyv"}, "the image is 7 px wide; two pixels of yuyv share their colour"),
     ({"encoding": ""}, "image encoding '' cannot be taken"),
     ({"width": 0}, "the image is 0 x 5 px"), ({"height": 0}, "the image is 7 x 0 px"),
     ({"step": 20}, "step is 20 bytes; a row of 7 px of rgb8 needs at least 21"),
@@ -73,13 +79,123 @@ def test_an_encoded_picture_decodes_to_itself():
     np.testing.assert_array_equal(codecs.decode_image(message), RGB[:, ::-1])
 
 
+# --- mosaics and brightness with shared colour
+
+COLOR = (200, 40, 10)
+
+
+def mosaic(pattern):
+    """What a sensor of this pattern sees of ``COLOR``, (6, 8)."""
+    return np.tile(np.array([COLOR["rgb".index(letter)] for letter in pattern], np.uint8).reshape(2, 2), (3, 4))
+
+
+@pytest.mark.parametrize(("padding", "big"), [(0, 0), (3, 1)])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_a_mosaic_becomes_colours(pattern, padding, big):
+    message = pack(mosaic(pattern), f"bayer_{pattern}8", padding, is_bigendian=big)
+    np.testing.assert_array_equal(codecs.decode_image(message), np.broadcast_to(COLOR, (6, 8, 3)))
+
+
+@pytest.mark.parametrize(("padding", "big"), [(0, 0), (3, 1)])
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_shared_colour_is_spread_over_its_two_pixels(encoding, padding, big):
+    # Y, U, Y, V of ITU-R BT.601: white beside black, then red twice.
+    rows = np.array([[235, 128, 16, 128], [81, 90, 81, 240]], dtype=np.uint8)
+    rows = rows[:, [1, 0, 3, 2]] if encoding in ("yuv422", "uyvy") else rows
+    picture = codecs.decode_image(pack(rows.reshape(2, 2, 2), encoding, padding, is_bigendian=big))
+    assert np.abs(picture.astype(int) - [[(255,) * 3, (0,) * 3], [(255, 0, 0)] * 2]).max() <= 2
+
+
+# --- compressed pictures
+
+SMOOTH = np.zeros((32, 48, 3), np.uint8)
+SMOOTH[:16], SMOOTH[16:] = (200, 40, 10), (10, 60, 220)
+
+
+def compress(array, form, extension, **changes):
+    """A message of what OpenCV writes; it takes ``array`` for BGR."""
+    data = cv2.imencode(f".{extension}", array)[1].tobytes()
+    return CompressedImage(**{"format": form, "data": data} | changes)
+
+
 def test_a_compressed_picture_keeps_its_colours():
-    smooth = np.zeros((32, 32, 3), np.uint8)
-    smooth[:16], smooth[16:] = (200, 40, 10), (10, 60, 220)
-    message = codecs.encode_compressed(smooth, 3, "lens")
-    assert "jpeg" in message.format and len(message.data) < smooth.size / 2
-    decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    assert np.abs(decoded.astype(int) - smooth).mean() < 3.0
+    message = codecs.encode_compressed(SMOOTH, 3, "lens")
+    assert message.format == "rgb8; jpeg compressed bgr8" and len(message.data) < SMOOTH.size / 2
+    picture = codecs.decode_compressed(message)
+    assert picture.shape == SMOOTH.shape and picture.dtype == np.uint8 and picture.flags.writeable
+    assert np.abs(picture.astype(int) - SMOOTH).mean() < 3.0
+
+
+@pytest.mark.parametrize("form", ["png", "bgr8; png compressed bgr8", "rgb8; png compressed bgr8", "",
+                                  "rgba8; png compressed bgr8", "yuv422; png compressed bgr8"])
+def test_a_png_gives_the_very_pixels(form):
+    np.testing.assert_array_equal(codecs.decode_compressed(compress(RGB[..., ::-1], form, "png")), RGB)
+
+
+@pytest.mark.parametrize("form", ["rgb8; png compressed rgb8", "bgr8; png compressed rgb8", "bgr8; png compressed "])
+def test_colours_that_were_handed_over_in_the_other_order_are_turned_back(form):
+    np.testing.assert_array_equal(codecs.decode_compressed(compress(RGB, form, "png")), RGB)
+    np.testing.assert_array_equal(codecs.decode_compressed(compress(with_alpha(RGB), form, "png")), RGB)
+
+
+def test_grey_alpha_and_mosaics_may_be_compressed():
+    grey = np.dstack((GREY,) * 3)
+    for form in ("mono8; png compressed ", "mono8; jpeg compressed mono8", "png", "bayer_rggb8; jpeg compressed mono8"):
+        np.testing.assert_array_equal(codecs.decode_compressed(compress(GREY, form, "png")), grey)
+    np.testing.assert_array_equal(codecs.decode_compressed(compress(with_alpha(RGB[..., ::-1]), "png", "png")), RGB)
+    whole = codecs.decode_compressed(compress(mosaic("gbrg"), "bayer_gbrg8; png compressed ", "png"))
+    np.testing.assert_array_equal(whole, np.broadcast_to(COLOR, (6, 8, 3)))
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_a_picture_that_lost_its_end_is_refused_however_much_is_there(extension):
+    data = cv2.imencode(f".{extension}", SMOOTH)[1].tobytes()
+    for size in (len(data) - 1, len(data) // 2, 12):
+        with pytest.raises(InputError) as caught:
+            codecs.decode_compressed(CompressedImage(format=extension, data=data[:size]))
+        assert str(caught.value) == (f"the compressed image came with {size} bytes and without its end; data was lost "
+                                     "on the way")
+    # Cameras fill their buffers up behind the end.
+    codecs.decode_compressed(CompressedImage(format=extension, data=data + bytes(7)))
+
+
+def test_the_end_of_a_preview_is_not_that_of_the_picture():
+    data = cv2.imencode(".jpg", SMOOTH)[1].tobytes()
+    preview = cv2.imencode(".jpg", SMOOTH[:8, :8])[1].tobytes()
+    segment = b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview
+    message = CompressedImage(format="jpeg", data=data[:2] + segment + data[2:])
+    assert codecs.decode_compressed(message).shape == SMOOTH.shape
+    message.data = bytes(message.data)[:-2]
+    with pytest.raises(InputError, match="without its end"):
+        codecs.decode_compressed(message)
+
+
+def damaged_png():
+    data = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    data[60] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("message", "sentence"), [
+    (CompressedImage(format="jpeg", data=b""), "the compressed image of 0 bytes, 'jpeg', begins with ''"),
+    (CompressedImage(format="h264", data=b"\0\0\0\1\x67\x42"), "6 bytes, 'h264', begins with '00 00 00 01 67 42', so "
+     "it is neither JPEG nor PNG; set the publisher's format to jpeg or png"),
+    (CompressedImage(format="png", data=damaged_png()), "'png', cannot be read; data was damaged on the way"),
+    (compress(GREY.astype(np.uint16), "mono16; png compressed ", "png"),
+     "'mono16; png compressed ', has uint16 values; it must have 8 bits"),
+    (compress(GREY.astype(np.uint16), "16UC1; png compressed ", "png"), "which is depth; name a colour camera"),
+    (compress(GREY, "16UC1; compressedDepth png", "png"), "which is depth; name a colour camera in input.cameras")])
+def test_what_is_wrong_with_a_compressed_image_is_named(message, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        codecs.decode_compressed(message)
+
+
+def test_a_picture_larger_than_opencv_reads_is_refused():
+    data = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    data[16:24] = (2**30).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(InputError, match="'png', cannot be read"):
+        codecs.decode_compressed(CompressedImage(format="png", data=bytes(data)))
 
 
 @pytest.mark.parametrize("stamp_ns", [0, 1, 999_999_999, 1_000_000_000, 1_795_000_000_123_456_789])
@@ -135,7 +251,16 @@ def test_what_is_wrong_with_a_calibration_is_named(changes, sentence):
         codecs.decode_camera_info(make_info(**changes))
 
 
-# --- commands and transforms
+# --- joints, commands and transforms
+
+def test_positions_go_by_their_joints():
+    message = JointState(name=["a", "b"], position=[0.5, -1.0], velocity=[9.0, 9.0])
+    assert codecs.decode_joint_positions(message) == {"a": 0.5, "b": -1.0}
+    assert codecs.decode_joint_positions(JointState(name=["a", "b"], velocity=[9.0, 9.0])) == {}
+    with pytest.raises(InputError, match="2 names and 1 positions; there must be one position for each name"):
+        codecs.decode_joint_positions(JointState(name=["a", "b"], position=[0.5]))
+
+
 
 def test_a_velocity_survives_both_ways():
     message = codecs.encode_twist((0.1, -0.2, 0.3), (1.0, 2.0, -3.0), 2_000_000_001, "base")
@@ -162,7 +287,9 @@ def test_a_gripper_goal_and_a_transform_carry_their_numbers():
 
 
 def test_every_encoding_named_as_allowed_is_tested_here():
-    assert set(codecs.IMAGE_ENCODINGS) == set(ENCODED) | {"mono8", "8UC1"}
+    mosaics = {f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")}
+    assert set(codecs.IMAGE_ENCODINGS) == (set(ENCODED) | {"mono8", "8UC1"} | mosaics
+                                           | {"yuv422", "uyvy", "yuv422_yuy2", "yuyv"})
     assert re.search("allowed are " + ", ".join(codecs.IMAGE_ENCODINGS), _complaint("nonsense"))
 
 
@@ -170,5 +297,3 @@ def _complaint(encoding):
     with pytest.raises(InputError) as caught:
         codecs.decode_image(pack(RGB, encoding))
     return str(caught.value)
-
-

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from sqap_vla_ros.config import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import InferenceError, InputError
+from sqap_vla_ros.knobs import ControlKnobs, SafetyKnobs
 from sqap_vla_ros.policy.ensemble import AdaptiveEnsemble
 from sqap_vla_ros.ros.cycle import Cycle, Picture
 from sqap_vla_ros.ros.pacing import PICTURE_GRACE_S
@@ -38,7 +38,7 @@ def answer(cycle, chunk, now_ns=None, safety=SAFETY):
 
 
 def show(cycle, stamp_ns, now_ns=None):
-    cycle.take_picture(Picture("message", stamp_ns, 0), stamp_ns if now_ns is None else now_ns, SAFETY)
+    cycle.take_picture(Picture(("message",), stamp_ns, 0), stamp_ns if now_ns is None else now_ns, SAFETY)
 
 
 def test_nothing_is_due_without_words_or_without_a_picture():
@@ -98,11 +98,33 @@ def test_the_step_of_this_moment_is_commanded_and_none_after_the_last():
     assert cycle.command(S - 1, SAFETY) is None
 
 
-def test_a_clamped_step_is_told_once():
+def test_commands_of_one_step_are_known_as_one():
     cycle = cycle_with(chunk=chunk_at(S, x=0.3))
-    told = [cycle.command(S + now, SAFETY).clamped for now in (0, STEP // 2, STEP, 3 * STEP // 2)]
-    assert told == [True, False, True, False]
-    assert np.linalg.norm(cycle.command(S, SAFETY).velocity[:3]) == pytest.approx(SAFETY.max_linear_m_s)
+    steps = [cycle.command(S + now, SAFETY).step for now in (0, STEP // 2, STEP, 3 * STEP // 2)]
+    assert steps == [(S, 0), (S, 0), (S, 1), (S, 1)]
+
+
+def test_an_answer_is_carried_out_for_a_while_only_when_no_newer_one_comes():
+    cycle = cycle_with(chunk=chunk_at(S))
+    patient, hasty = SafetyKnobs(command_timeout_s=0.35, max_image_age_s=9.0), (
+        SafetyKnobs(command_timeout_s=0.25, max_image_age_s=9.0))
+    cycle.take_picture(Picture(("message",), S, 0), S, SAFETY)
+    cycle.set_instruction("go")
+    cycle.take_picture(Picture(("message",), S, 0), S, SAFETY)
+    cycle.begin()
+    assert cycle.end(cycle.generation, chunk_at(S), S, SAFETY) == ("", "")
+    assert cycle.command(S + 3 * STEP, patient) is not None
+    assert cycle.command(S + 3 * STEP, hasty) is None
+    kind, why = cycle.why_hold(S + 3 * STEP, hasty)
+    assert kind == "" and why == "no new answer for 0.3 s, and safety.command_timeout_s is 0.25 s"
+
+
+def test_what_was_decided_before_an_interlock_closed_is_void():
+    cycle = cycle_with(chunk=chunk_at(S))
+    generation = cycle.generation
+    cycle.begin_anew()
+    assert cycle.command(S, SAFETY) is None
+    assert cycle.end(generation, chunk_at(S), S, SAFETY) == ("dropped_chunk", "")
 
 
 def test_a_step_that_is_not_finite_voids_the_chunk():
@@ -163,7 +185,7 @@ def test_after_a_hold_a_chunk_begins_at_its_first_step_however_long_it_took():
     look(cycle, S)
     assert [speed(cycle, S + step * STEP) for step in range(4)] == [None] * 4
     assert answer(cycle, chunk_at(S), S + 7 * STEP) == TAKEN
-    cycle.take_picture(Picture("message", S + 7 * STEP, 0), S + 7 * STEP, SAFETY)
+    cycle.take_picture(Picture(("message",), S + 7 * STEP, 0), S + 7 * STEP, SAFETY)
     assert [speed(cycle, S + step * STEP) for step in (7, 7.99, 8, 9, 10, 11)] == [0.1, 0.1, 0.2, 0.3, 0.4, None]
 
 

@@ -2,23 +2,27 @@ import pytest
 from rclpy.qos import DurabilityPolicy, QoSCompatibility, qos_check_compatible
 
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.interface import POLICY_NODE, SIM_ROBOT, Endpoint, Role, format_table
+from sqap_vla_ros.ros.interface import POLICY_NODE, RIG_ROBOT, SIM_ROBOT, Endpoint, Role, format_table
 
-ROWS = POLICY_NODE + SIM_ROBOT
-ENDPOINTS = {value.name: value for value in vars(interface).values() if isinstance(value, Endpoint)}
+ROWS = POLICY_NODE + SIM_ROBOT + RIG_ROBOT
+# Two kinds of gripper action have one name; a controller serves one of them.
+ENDPOINTS = {f"{value.name} {value.type.__name__}": value for value in vars(interface).values()
+             if isinstance(value, Endpoint)}
 
 
 def test_every_endpoint_is_in_a_table_once_and_has_a_name_of_its_own():
     defined = [value for value in vars(interface).values() if isinstance(value, Endpoint)]
     assert len(ENDPOINTS) == len(defined)
-    assert {endpoint.name for _, endpoint in ROWS} == set(ENDPOINTS)
-    for rows in (POLICY_NODE, SIM_ROBOT):
-        assert len({endpoint.name for _, endpoint in rows}) == len(rows)
+    assert {endpoint for _, endpoint in ROWS} == set(defined)
+    for rows in (POLICY_NODE, SIM_ROBOT, RIG_ROBOT):
+        assert len({(endpoint.name, endpoint.type) for _, endpoint in rows}) == len(rows)
 
 
 def test_types_are_named_as_ros_names_them():
     assert interface.IMAGE.type_name == "sensor_msgs/msg/Image"
     assert interface.GRIPPER.type_name == "control_msgs/action/GripperCommand"
+    assert interface.PARALLEL_GRIPPER.type_name == "control_msgs/action/ParallelGripperCommand"
+    assert interface.SWITCH_COMMAND_TYPE.type_name == "moveit_msgs/srv/ServoCommandType"
     assert interface.RESET.type_name == "std_srvs/srv/Trigger"
 
 
@@ -31,9 +35,9 @@ def test_both_ends_of_every_topic_match(name):
 
 
 def test_late_comers_get_what_they_need_and_halts_are_never_queued():
-    late = {name for name, end in ENDPOINTS.items() if end.qos is not None
+    late = {end.name for end in ENDPOINTS.values() if end.qos is not None
             and end.qos.profile().durability == DurabilityPolicy.TRANSIENT_LOCAL}
-    assert late == {"/tf_static", "~/active_instruction"}
+    assert late == {"/tf_static", "~/active_instruction", "rig/fault"}
     assert interface.TWIST.qos.profile().depth == 1
 
 

@@ -8,7 +8,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 
-from sqap_vla_ros.ros import codecs, diagnostics, interface
+from sqap_vla_ros.ros import codecs, health, interface
 
 
 def moves(message):
@@ -78,7 +78,7 @@ def test_the_observation_has_the_picture_the_words_and_the_robot_in_it(launch, p
 
 
 def test_each_inference_is_told_with_its_stages_and_tokens(launch, peer, monkeypatch):
-    monkeypatch.setattr(diagnostics, "REMEMBERED_S", 0.5)
+    monkeypatch.setattr(health, "REMEMBERED_S", 0.5)
     start(launch, peer)
     peer.wait_streaming(lambda: any(array.status[0].level == DiagnosticStatus.OK for array in peer.heard["latency"]),
                         "a protected inference")
@@ -192,7 +192,7 @@ def test_an_ensemble_blends_what_follows_one_instruction(launch, peer, fake):
             return inference
 
     start(lambda **options: launch(Wavering, **options), peer, control__ensemble_horizon=2,
-          control__ensemble_alpha=0.0, control__execute_steps=1)
+          control__ensemble_alpha=0.0, control__execute_steps=1, safety__max_linear_m_s2=1000.0)
     # 2 and 4 cm in turn, per 0.1 s.
     peer.wait_twists(lambda message: message.twist.linear.x == pytest.approx(0.3), "the blend", count=20)
     refused = set_parameter(peer, "control.execute_steps", 2)
@@ -326,7 +326,7 @@ def test_a_robot_that_cannot_be_found_is_held_unless_told_otherwise(launch, peer
     ("crash", "ZeroDivisionError: nobody foresaw this"),
     ("nan", "the commanded velocity has 1 of 6 values that are not finite")])
 def test_a_policy_that_fails_holds_the_robot_and_is_an_error(launch, peer, instruction, sentence):
-    start(launch, peer)
+    start(launch, peer, safety__max_failures=1000)
     peer.wait_twists(moves, "motion", count=3)
     peer.instruct(instruction)
     status, _ = peer.diagnosis(lambda status, values: int(values["count.inference"]) > 0, "the count")

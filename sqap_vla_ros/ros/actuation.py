@@ -1,0 +1,117 @@
+"""From the chunk in force to what the robot gets: interlocks first, then limits, then the messages.
+
+When an interlock opens, nothing goes on where it was: the policy looks again, and speed rises from zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from rclpy.lifecycle import LifecycleNode
+
+from sqap_vla_ros.config import Config
+from sqap_vla_ros.data import ActionChunk
+from sqap_vla_ros.errors import InferenceError
+from sqap_vla_ros.policy.limits import MotionLimiter
+from sqap_vla_ros.ros.command_codecs import ToolPose
+from sqap_vla_ros.ros.commands import Commander
+from sqap_vla_ros.ros.cycle import Command, Cycle
+from sqap_vla_ros.ros.diagnostics import Reporter
+from sqap_vla_ros.ros.interlock import Interlock
+from sqap_vla_ros.ros.servo import ServoSwitch
+from sqap_vla_ros.ros.telling import ChunkTeller
+
+# What a limit takes from the motion that was asked for; ramp and acceleration only put it off.
+_CLAMPS = ("speed", "workspace")
+
+
+class Actuation:
+    """The robot's side of the node, from configure to cleanup.
+
+    :param node: a lifecycle node; it is silent unless active
+    :param config: as configured
+    :param interlock: the node's
+    :param report: where things are counted and told
+    :param find_tool: where the tool is in the base frame at a stamp, or why that is not known
+    """
+
+    def __init__(self, node: LifecycleNode, config: Config, interlock: Interlock, report: Reporter,
+                 find_tool: Callable[[int], tuple[ToolPose | None, str]]) -> None:
+        self._interlock, self._report, self._find_tool = interlock, report, find_tool
+        self._limiter = MotionLimiter(1.0 / config.control.command_hz)
+        self._stopped, self._counted = True, (0, -1)
+        with ExitStack() as closing:
+            self._commander = Commander(node, config.control, lambda text: report.note("gripper", text))
+            closing.callback(self._commander.close)
+            self._servo = ServoSwitch(node, config.control, lambda text: report.note("servo", text))
+            closing.callback(self._servo.close)
+            self._teller = ChunkTeller(node, config.control)
+            closing.callback(self._teller.close)
+            self._closing = closing.pop_all()
+
+    def begin(self) -> None:
+        """The node was activated."""
+        self._stopped = True
+        self._servo.begin()
+
+    def send(self, cycle: Cycle, config: Config, now_ns: int) -> None:
+        """Send what is due now, or have the robot stand still."""
+        kind, _ = self._interlock.why_stopped(config.control)
+        if self._stopped and not kind:
+            cycle.begin_anew()
+            self._commander.restart()
+            self._limiter.begin(now_ns)
+        self._stopped = bool(kind)
+        try:
+            command = cycle.command(now_ns, config.safety)
+            moves = command is not None and not kind and self._move(command, config, now_ns)
+        except InferenceError as error:
+            self._report.note_failure("inference", error)
+            moves = False
+        if not moves:
+            cycle.hold(now_ns)
+            self._limiter.rest()
+            self._commander.hold(now_ns)
+
+    def tell(self, chunk: ActionChunk) -> None:
+        """Publish an answer for people and planners, if one of them listens."""
+        if self._teller.wanted:
+            tool, _ = self._find_tool(chunk.stamp_ns)
+            if tool is not None:
+                self._teller.tell(chunk, tool)
+
+    def halt(self, now_ns: int) -> None:
+        """Stand still for good, before anything else."""
+        self._commander.halt(now_ns)
+        self._limiter.rest()
+
+    def end(self) -> None:
+        """The node is deactivated."""
+        self._servo.end()
+
+    def close(self) -> None:
+        """Take down the ROS ends."""
+        self._closing.close()
+
+    def _move(self, command: Command, config: Config, now_ns: int) -> bool:
+        # Whether the robot was told to move.
+        tool: ToolPose | None = None
+        if config.safety.workspace or self._commander.needs_tool:
+            tool, why_not = self._find_tool(now_ns)
+            if tool is None:
+                self._report.note("no_tool", why_not)
+                return False
+        position = None if tool is None else self._commander.find_position(tool)
+        limited = self._limiter.limit(command.velocity, now_ns, config.safety, position)
+        self._count(command, limited.reasons)
+        why_not = self._commander.command(limited.velocity, command.opening, config.control, now_ns, tool)
+        if why_not:
+            self._report.note("no_tool", why_not)
+        return not why_not
+
+    def _count(self, command: Command, reasons: tuple[str, ...]) -> None:
+        clamped = command.moved or any(reason in _CLAMPS for reason in reasons)
+        if clamped and command.step != self._counted:
+            self._counted = command.step
+            self._report.health.counts["clamped"] += 1

@@ -1,0 +1,170 @@
+"""Three ways to a gripper behind one small protocol; goals leave on change only, and nothing waits for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from rclpy.action import ActionClient  # type: ignore[attr-defined]
+from rclpy.lifecycle import LifecycleNode
+from rclpy.task import Future
+
+from sqap_vla_ros.knobs import ControlKnobs
+from sqap_vla_ros.ros.codecs import encode_gripper_goal
+from sqap_vla_ros.ros.command_codecs import encode_gripper_trajectory, encode_parallel_gripper_goal
+from sqap_vla_ros.ros.interface import (
+    GRIPPER,
+    GRIPPER_TRAJECTORY,
+    PARALLEL_GRIPPER,
+    Endpoint,
+    in_dry_run,
+    source_profile,
+)
+
+# After a pause this long someone else may have moved the gripper, so its opening is sent again.
+MEMORY_NS = 500_000_000
+# A gripper that refuses is asked again after this time.
+RETRY_NS = 1_000_000_000
+# Time that a trajectory gives the fingers.
+TRAVEL_NS = 500_000_000
+
+
+class GripperLink(Protocol):
+    """One way to a gripper."""
+
+    name: str
+
+    def missing(self) -> str:
+        """What lacks at the other end, in words; empty when nothing does."""
+
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+        """Ask for an opening, 0 closed to 1 open.
+
+        :param answer: called with whether the gripper takes it, now or later
+        """
+
+    def close(self) -> None:
+        """Take down the ROS ends."""
+
+
+class ActionLink:
+    """A gripper's action.
+
+    :param encode: the goal for a distance between the fingers, m
+    """
+
+    def __init__(self, node: LifecycleNode, end: Endpoint, encode: Callable[[float, ControlKnobs], Any]) -> None:
+        self.name, self._encode = end.name, encode
+        self._client = ActionClient(node, end.type, end.name)
+
+    def missing(self) -> str:
+        """See :class:`GripperLink`."""
+        return "" if self._client.server_is_ready() else f"no action server on {self.name}"
+
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+        """See :class:`GripperLink`."""
+
+        def pass_on(future: Future) -> None:
+            handle = future.result()
+            answer(handle is not None and handle.accepted)
+
+        goal = self._encode(opening * knobs.gripper_open_m, knobs)
+        self._client.send_goal_async(goal).add_done_callback(pass_on)
+
+    def close(self) -> None:
+        """See :class:`GripperLink`."""
+        self._client.destroy()
+
+
+class TrajectoryLink:
+    """The topic of a joint trajectory controller, which answers nothing; in a dry run nobody needs to listen."""
+
+    def __init__(self, node: LifecycleNode, *, dry_run: bool) -> None:
+        end = in_dry_run(GRIPPER_TRAJECTORY) if dry_run else GRIPPER_TRAJECTORY
+        self.name, self._node, self._alone = end.name, node, dry_run
+        self._publisher = node.create_lifecycle_publisher(end.type, end.name, source_profile(end))
+
+    def missing(self) -> str:
+        """See :class:`GripperLink`."""
+        heard = self._alone or self._publisher.get_subscription_count() > 0
+        return "" if heard else f"nobody listens on {self.name}"
+
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+        """See :class:`GripperLink`."""
+        self._publisher.publish(encode_gripper_trajectory(knobs.gripper_joints, opening * knobs.gripper_open_m,
+                                                          TRAVEL_NS))
+        answer(True)
+
+    def close(self) -> None:
+        """See :class:`GripperLink`."""
+        self._node.destroy_lifecycle_publisher(self._publisher)
+
+
+def open_link(node: LifecycleNode, knobs: ControlKnobs) -> GripperLink | None:
+    """The way that ``control.gripper`` names; None where there is none, and for the actions in a dry run."""
+    if knobs.gripper == "joint_trajectory":
+        return TrajectoryLink(node, dry_run=knobs.dry_run)
+    if knobs.gripper == "none" or knobs.dry_run:
+        return None
+    if knobs.gripper == "parallel_gripper_command":
+        return ActionLink(node, PARALLEL_GRIPPER, lambda width_m, now: encode_parallel_gripper_goal(
+            now.gripper_joints, width_m, now.gripper_effort_n))
+    return ActionLink(node, GRIPPER, lambda width_m, now: encode_gripper_goal(width_m, now.gripper_effort_n))
+
+
+class Gripper:
+    """Sends an opening where it changed enough, and tells once what is in its way.
+
+    :param link: the way to the gripper, or None to do nothing
+    :param tell: called with a sentence when an opening cannot be sent or is refused
+    """
+
+    def __init__(self, link: GripperLink | None, tell: Callable[[str], None]) -> None:
+        self._link, self._tell = link, tell
+        self._sent: float | None = None
+        self._moved_ns = self._sent_ns = self._number = 0
+        self._refused, self._told = False, ""
+
+    def move(self, opening: float, knobs: ControlKnobs, now_ns: int) -> None:
+        """Have this opening from now on; called with every command.
+
+        :param opening: 0 closed to 1 open
+        """
+        if self._link is None:
+            return
+        missing = self._link.missing()
+        if missing:
+            self._complain(f"{missing}; the gripper does not move")
+        if missing or abs(now_ns - self._moved_ns) > MEMORY_NS:
+            self._sent = None
+        self._moved_ns = now_ns
+        waits = self._refused and abs(now_ns - self._sent_ns) < RETRY_NS
+        if missing or waits or not self._is_news(opening, knobs.gripper_change_ratio):
+            return
+        self._sent, self._sent_ns, self._refused = opening, now_ns, False
+        self._number += 1
+        self._link.send(opening, knobs, partial(self._on_answer, self._number))
+
+    def close(self) -> None:
+        """Take down the ROS ends."""
+        if self._link is not None:
+            self._link.close()
+
+    def _is_news(self, opening: float, change: float) -> bool:
+        # Fully open and fully closed are reached, however small the last change is.
+        sent = self._sent
+        return sent is None or (opening != sent and (abs(opening - sent) >= change or opening in (0.0, 1.0)))
+
+    def _on_answer(self, number: int, accepted: bool) -> None:
+        if accepted:
+            self._told = ""
+        elif number == self._number:
+            assert self._link is not None
+            self._sent, self._refused = None, True
+            self._complain(f"{self._link.name} refused a goal")
+
+    def _complain(self, sentence: str) -> None:
+        if sentence != self._told:
+            self._told = sentence
+            self._tell(sentence)

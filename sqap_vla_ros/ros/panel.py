@@ -1,0 +1,57 @@
+"""The switches of the robot's keeper: e-stop, second interlock, reset. They work in every state of the node."""
+
+from __future__ import annotations
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+
+from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.diagnostics import Reporter
+from sqap_vla_ros.ros.interlock import Interlock
+
+
+class Panel:
+    """The interlock's ROS ends.
+
+    :param node: whose parameter ``control.enable_actuation`` is the second interlock
+    :param report: where a stop and a fault are counted and told
+    """
+
+    def __init__(self, node: LifecycleNode, report: Reporter) -> None:
+        self.interlock = Interlock()
+        self._node, self._report = node, report
+        interface.subscribe(node, interface.ESTOP, self._on_estop)
+        for end, answer in ((interface.ENABLE_ACTUATION, self._on_enable), (interface.RESET_FAULT, self._on_reset)):
+            node.create_service(end.type, end.name, answer)
+
+    def note_failure(self, sentence: str, limit: int) -> None:
+        """An inference failed; ``limit`` of them in a row are a fault."""
+        if self.interlock.note_failure(sentence, limit):
+            self._report.note("fault", f"{limit} inferences in a row have failed; the robot stands still until "
+                                       f"{interface.RESET_FAULT.name}")
+
+    def trip(self, sentence: str) -> None:
+        """Begin a fault, if there is none."""
+        if self.interlock.open:
+            self._report.note("fault", sentence)
+        self.interlock.trip(sentence)
+
+    def _on_estop(self, message: Bool) -> None:
+        if message.data and self.interlock.open:
+            self._report.note("estop", "the e-stop was pressed; the robot stands still until "
+                                       f"{interface.RESET_FAULT.name}")
+        self.interlock.press(message.data)
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        result, = self._node.set_parameters([Parameter("control.enable_actuation", value=bool(request.data))])
+        response.success = result.successful
+        response.message = result.reason or f"actuation is {'on' if request.data else 'off'}"
+        return response
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.message = self.interlock.reset()
+        response.success = not response.message
+        response.message = response.message or "the node may move the robot again"
+        return response
