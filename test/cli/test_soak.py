@@ -35,7 +35,6 @@ def test_faults_are_let_loose_in_both_kinds_of_time_and_nothing_unsafe_happens(s
     assert (tmp_path / "logs" / "policy_node-simulated.log").exists()
 
 
-@pytest.mark.xfail(reason="the node latches no faults", strict=True)
 def test_latched_faults_are_reset(sqap, tmp_path):
     names = {"inference-raises", "inference-hangs", "inference-nan", "emergency-stop", "actuation-off"}
     _, result, errors = finish(sqap("soak", "--minutes", 0.5, "--checkpoint", "stand-in", "--out", tmp_path,

@@ -248,7 +248,7 @@ def test_a_chunk_that_is_over_when_it_comes_is_dropped_and_told():
         "over_chunk", "an answer's 4 steps of 0.1 s were over when it came: the robot has moved for 0.40 s since its "
                       "image; raise control.command_hz or control.step_period_s")
     # What is in force goes on.
-    assert speed(cycle, S + 6 * STEP) == pytest.approx(0.6)
+    assert speed(cycle, S + 6 * STEP) == pytest.approx(0.7)
 
 
 # --- the ensemble

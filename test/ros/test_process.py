@@ -39,7 +39,7 @@ def moving(message):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_rests_the_robot_before_the_process_ends_with_0(run, peer, number):
-    process = run("--ros-args", "-p", "control.dry_run:=false")
+    process = run("--ros-args", "-p", "control.dry_run:=false", "-p", "control.enable_actuation:=true")
     peer.instruct("go")
     peer.wait_twists(moving, "motion", count=5)
     process.send_signal(number)
