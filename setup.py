@@ -53,7 +53,7 @@ setup(
         "pillow>=9",
         "pyyaml>=5.4",
         "rich>=13",
-        "rosbags-image>=0.10",
+        "rosbags>=0.11",
         "safetensors>=0.4",
         "psutil>=5.8",
         "scipy>=1.8",

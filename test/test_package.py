@@ -58,10 +58,10 @@ def test_manifest_names_every_ros_package_in_use():
 
 
 def test_setup_names_every_python_package_in_use():
-    distributions = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "rosbags": "rosbags-image",
+    distributions = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
                      "imageio_ffmpeg": "imageio-ffmpeg"}
     libraries = {"numpy", "scipy", "torch", "tokenizers", "transformers", "safetensors", "mujoco", "tqdm", "rich",
-                 "matplotlib", *distributions}
+                 "matplotlib", "psutil", "rosbags", *distributions}
     used = {distributions.get(name, name) for name in imported_packages() if name in libraries}
     declared = set(re.findall(r'"([a-z0-9-]+)[><=]', SETUP))
     assert {"torch", "numpy"} <= used <= declared

@@ -55,8 +55,8 @@ class Actuation:
         self._stopped = True
         self._servo.begin()
 
-    def send(self, cycle: Cycle, config: Config, now_ns: int) -> None:
-        """Send what is due now, or have the robot stand still."""
+    def send(self, cycle: Cycle, config: Config, now_ns: int) -> bool:
+        """Send what is due now, or have the robot stand still; whether it was told to move."""
         kind, _ = self._interlock.why_stopped(config.control)
         if self._stopped and not kind:
             cycle.begin_anew()
@@ -73,6 +73,7 @@ class Actuation:
             cycle.hold(now_ns)
             self._limiter.rest()
             self._commander.hold(now_ns)
+        return moves
 
     def tell(self, chunk: ActionChunk) -> None:
         """Publish an answer for people and planners, if one of them listens."""

@@ -18,7 +18,7 @@ from sqap_vla_ros.policy.limits import PoseTarget
 from sqap_vla_ros.ros.codecs import NS_PER_S, encode_twist
 from sqap_vla_ros.ros.command_codecs import ToolPose, encode_pose
 from sqap_vla_ros.ros.grippers import Gripper, open_link
-from sqap_vla_ros.ros.interface import POSE, TWIST, in_dry_run, source_profile
+from sqap_vla_ros.ros.interface import POSE, TWIST, advertise_managed, in_dry_run
 
 # As many halts as MoveIt Servo sends itself.
 HALTS = 4
@@ -62,7 +62,7 @@ class Commander:
         end = TWIST if knobs.command == "twist" else POSE
         end = in_dry_run(end) if knobs.dry_run else end
         self._arm: ArmCommands = Velocities(knobs) if knobs.command == "twist" else Poses(knobs)
-        self._publisher = node.create_lifecycle_publisher(end.type, end.name, source_profile(end))
+        self._publisher = advertise_managed(node, end)
         self._gripper = Gripper(open_link(node, knobs), tell)
 
     @property

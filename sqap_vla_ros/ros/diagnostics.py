@@ -32,9 +32,8 @@ class Reporter:
         self._node = node
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._held_for, self._held_since_ns, self._hold_told = "", 0, False
-        end = interface.LATENCY
         self._diagnostics = interface.advertise(node, interface.DIAGNOSTICS)
-        self._latency = node.create_lifecycle_publisher(end.type, end.name, interface.source_profile(end))
+        self._latency = interface.advertise_managed(node, interface.LATENCY)
 
     def note(self, kind: str, sentence: str) -> None:
         """Count something that went wrong; log it unless it was just logged."""

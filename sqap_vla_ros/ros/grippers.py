@@ -18,8 +18,8 @@ from sqap_vla_ros.ros.interface import (
     GRIPPER_TRAJECTORY,
     PARALLEL_GRIPPER,
     Endpoint,
+    advertise_managed,
     in_dry_run,
-    source_profile,
 )
 
 # After a pause this long someone else may have moved the gripper, so its opening is sent again.
@@ -83,7 +83,7 @@ class TrajectoryLink:
     def __init__(self, node: LifecycleNode, *, dry_run: bool) -> None:
         end = in_dry_run(GRIPPER_TRAJECTORY) if dry_run else GRIPPER_TRAJECTORY
         self.name, self._node, self._alone = end.name, node, dry_run
-        self._publisher = node.create_lifecycle_publisher(end.type, end.name, source_profile(end))
+        self._publisher = advertise_managed(node, end)
 
     def missing(self) -> str:
         """See :class:`GripperLink`."""

@@ -23,6 +23,7 @@ from sqap_vla_ros.policy.safety import age_s
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import decode_compressed, decode_image, decode_joint_positions, stamp_to_ns
 from sqap_vla_ros.ros.cycle import Picture
+from sqap_vla_ros.ros.serialized import subscribe_serialized
 from sqap_vla_ros.ros.transforms import FoundTool
 
 # Pictures of one camera that wait for those of slower ones.
@@ -60,7 +61,7 @@ class Cameras:
         for index, (camera, end) in enumerate(zip(knobs.cameras, ends, strict=True)):
             info = interface.of_camera(interface.CAMERA_INFO, camera)
             self._subscriptions += [
-                interface.subscribe(node, end, partial(self._take_picture, index)),
+                subscribe_serialized(node, end, partial(self._take_picture, index)),
                 interface.subscribe(node, info, partial(self._take_calibration, index))]
 
     def close(self) -> None:

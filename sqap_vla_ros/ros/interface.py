@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from moveit_msgs.srv import ServoCommandType
 from nav_msgs.msg import Path
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -26,6 +27,11 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 from trajectory_msgs.msg import JointTrajectory, MultiDOFJointTrajectory
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks
 
 
 class Qos(Enum):
@@ -169,7 +175,18 @@ def subscribe(node: Node, endpoint: Endpoint, callback: Callable[[Any], None]) -
 
 def advertise(node: Node, endpoint: Endpoint) -> Publisher:
     """Create the sending end of a topic."""
-    return node.create_publisher(endpoint.type, endpoint.name, source_profile(endpoint))
+    return node.create_publisher(endpoint.type, endpoint.name, source_profile(endpoint), event_callbacks=_silent())
+
+
+def advertise_managed(node: LifecycleNode, endpoint: Endpoint) -> LifecyclePublisher:
+    """Create the sending end of a topic that is silent unless the node is active."""
+    return node.create_lifecycle_publisher(endpoint.type, endpoint.name, source_profile(endpoint),
+                                           event_callbacks=_silent())
+
+
+def _silent() -> PublisherEventCallbacks:
+    # Receiving ends warn of profiles that do not match, too; rclpy asks each sending end that does at every beat.
+    return PublisherEventCallbacks(use_default_callbacks=False)
 
 
 def source_profile(endpoint: Endpoint) -> QoSProfile:

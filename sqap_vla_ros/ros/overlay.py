@@ -43,8 +43,7 @@ class OverlayPublisher:
 
     def __init__(self, node: LifecycleNode, tell: Callable[[Exception], None]) -> None:
         self._node, self._tell = node, tell
-        end = interface.OVERLAY
-        self._publisher = node.create_lifecycle_publisher(end.type, end.name, interface.source_profile(end))
+        self._publisher = interface.advertise_managed(node, interface.OVERLAY)
         self._drawn = node.create_guard_condition(self._publish)
         self._worker = LatestWorker(encode_overlay, self._drawn.trigger, "overlay")
 

@@ -22,7 +22,6 @@ from std_msgs.msg import String
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import Inference
 from sqap_vla_ros.errors import ConfigError, InputError
-from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.ensemble import build_ensemble
 from sqap_vla_ros.policy.safety import age_s, check_allowed
 from sqap_vla_ros.ros import interface
@@ -43,6 +42,8 @@ from sqap_vla_ros.ros.transforms import FootprintFinder
 NODE_NAME = "policy_node"
 DIAGNOSTICS_PERIOD_S = 1.0
 STOP_TIMEOUT_S = 5.0
+# A robot that has rested for so long gets its zero velocity at this rate at most.
+REST_AFTER_S, REST_HZ = 1.0, 10.0
 
 
 class PolicyNode(SafeLifecycleNode):
@@ -64,6 +65,7 @@ class PolicyNode(SafeLifecycleNode):
         self._described: dict[str, str | int | float] = {}
         self._closing, self._active = ExitStack(), False
         self._beats: list[Timer] = []
+        self._resting, self._moved_ns = False, 0
         self._cycle, self._report = Cycle(), Reporter(self)
         self._panel = Panel(self, self._report)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
@@ -108,8 +110,10 @@ class PolicyNode(SafeLifecycleNode):
         """Begin to consider pictures and to publish commands."""
         self._cycle.clear()
         self._actuation.begin()
-        self._set_beats(self._config.control)
-        self._active = True
+        control = self._config.control
+        self._beats = [self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
+                       self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
+        self._active, self._resting, self._moved_ns = True, False, self._wall_ns()
 
     def act_safely(self) -> None:
         """Zero velocity, several times."""
@@ -120,7 +124,9 @@ class PolicyNode(SafeLifecycleNode):
         """Do nothing any more; the instruction ends, so that motion needs a new one."""
         if self._active:
             self._active = False
-            self._set_beats(None)
+            for beat in self._beats:
+                self.destroy_timer(beat)
+            self._beats = []
             self._actuation.end()
             self._set_instruction("", NO_INSTRUCTION)
         self._cycle.clear()
@@ -131,13 +137,10 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.close()
         free_memory()
 
-    def _set_beats(self, control: ControlKnobs | None) -> None:
-        # None ends them.
-        for beat in self._beats:
-            self.destroy_timer(beat)
-        self._beats = [] if control is None else [
-            self.create_timer(1.0 / control.control_hz, self._on_tick, clock=self._wall),
-            self.create_timer(1.0 / control.command_hz, self._on_command_due, clock=self._wall)]
+    def _tune_beats(self) -> None:
+        control, most_hz = self._config.control, REST_HZ if self._resting else math.inf
+        for beat, rate_hz in zip(self._beats, (control.control_hz, control.command_hz), strict=False):
+            beat.timer_period_ns = round(1e9 / min(rate_hz, most_hz))
 
     def _end_thread(self, stop: Callable[[float], bool]) -> None:
         if not stop(STOP_TIMEOUT_S):
@@ -198,8 +201,7 @@ class PolicyNode(SafeLifecycleNode):
         self._config = changed
         if configured:
             self._cameras.knobs = changed.input
-        if self._active and changed.control.control_hz != before.control.control_hz:
-            self._set_beats(changed.control)
+        self._tune_beats()
         return SetParametersResult(successful=True)
 
     # --- one control cycle
@@ -242,7 +244,15 @@ class PolicyNode(SafeLifecycleNode):
         now_ns, execute_steps = self._now_ns(), self._config.control.execute_steps
         waits = self._simulated and self._cycle.must_wait(now_ns, self._wall_ns(), execute_steps)
         if now_ns > 0 and not waits:
-            self._actuation.send(self._cycle, self._config, now_ns)
+            moves, wall_ns = self._actuation.send(self._cycle, self._config, now_ns), self._wall_ns()
+            self._moved_ns = wall_ns if moves else self._moved_ns
+            self._pace(resting=age_s(self._moved_ns, wall_ns) > REST_AFTER_S)
+
+    def _pace(self, *, resting: bool) -> None:
+        # rclpy takes a millisecond for each beat, and a robot that has stopped needs no more than a few.
+        if resting != self._resting:
+            self._resting = resting
+            self._tune_beats()
 
     def _find_tool(self, stamp_ns: int) -> tuple[ToolPose | None, str]:
         control = self._config.control

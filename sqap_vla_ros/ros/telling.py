@@ -10,7 +10,7 @@ from sqap_vla_ros.knobs import ControlKnobs
 from sqap_vla_ros.policy.chunk import step_velocity
 from sqap_vla_ros.policy.limits import PoseTarget
 from sqap_vla_ros.ros.command_codecs import ToolPose, encode_chunk, encode_path
-from sqap_vla_ros.ros.interface import CHUNK, PATH, source_profile
+from sqap_vla_ros.ros.interface import CHUNK, PATH, advertise_managed
 
 
 class ChunkTeller:
@@ -22,8 +22,7 @@ class ChunkTeller:
 
     def __init__(self, node: LifecycleNode, knobs: ControlKnobs) -> None:
         self._node, self._base, self._tool = node, knobs.base_frame, knobs.tool_frame
-        self._chunk, self._path = (node.create_lifecycle_publisher(end.type, end.name, source_profile(end))
-                                   for end in (CHUNK, PATH))
+        self._chunk, self._path = (advertise_managed(node, end) for end in (CHUNK, PATH))
 
     @property
     def wanted(self) -> bool:

@@ -94,7 +94,7 @@ def test_a_single_cameras_pictures_come_one_by_one(open_cell, peer, transport, e
         cell.send(0, count * S, encode)
         peer.wait(lambda count=count: len(cell.pictures) == count, "the picture")
     picture = cell.pictures[-1]
-    assert [type(message).__name__ for message in picture.messages] == [kind]
+    assert [message.__msgtype__ for message in picture.messages] == [f"sensor_msgs/msg/{kind}"]
     assert picture.stamp_ns == 2 * S and picture.messages[0].header.frame_id == "lens_0"
     assert before_ns < cell.pictures[0].arrived_ns < picture.arrived_ns < wall.now().nanoseconds
     decoded, = cell.cameras.decode(picture)
