@@ -200,6 +200,8 @@ class SafetyKnobs:
                                   "slowed.", minimum=0.01, maximum=1000.0, read_only=False)
     max_angular_rad_s2: float = knob(50.0, "Cap on the change of the commanded angular velocity, rad/s^2; a halt is "
                                      "not slowed.", minimum=0.01, maximum=1000.0, read_only=False)
+    max_tool_age_s: float = knob(0.2, "Oldest transform by which the tool is kept in its box, or velocities are turned "
+                                 "into its frame, s.", minimum=0.01, maximum=1.0, read_only=False)
     workspace: bool = knob(False, "Whether the tool is kept in a box; it then needs TF from the base to the tool.",
                            read_only=False)
     workspace_min_m: tuple[float, ...] = knob((0.1, -0.6, 0.0), "Lower corner of that box in the base frame, m.",

@@ -61,7 +61,8 @@ class MotionLimiter:
         self._velocity, self._before, self._dt_s = np.zeros(6), np.zeros(6), self._tick_s
         self._resting = True
 
-    def limit(self, velocity: np.ndarray, now_ns: int, knobs: SafetyKnobs, position: np.ndarray | None) -> Limited:
+    def limit(self, velocity: np.ndarray, now_ns: int, knobs: SafetyKnobs, position: np.ndarray | None,
+              late_s: float = 0.0) -> Limited:
         """Limit speed, ramp, way to the walls and acceleration, in this order.
 
         Six zeros are a halt and come out at once. A second velocity for the same moment replaces the first. A clock
@@ -71,10 +72,11 @@ class MotionLimiter:
         :param now_ns: the node's clock
         :param knobs: the limits, which may differ from call to call
         :param position: (3,) where the tool is, m; needed with ``knobs.workspace`` only
+        :param late_s: how long ago it was there, s; it may have come nearer to a wall by what the cap allows
         :raises InferenceError: when a value is not finite, or the workspace is on and ``position`` is None
         """
         check_finite("the commanded velocity", velocity)
-        walls = self._walls(position, knobs)
+        walls = self._walls(position, knobs, max(late_s, 0.0) * knobs.max_linear_m_s)
         ramp = self._follow_clock(now_ns, knobs.ramp_in_s)
         if not np.any(velocity):
             self.rest()
@@ -106,7 +108,8 @@ class MotionLimiter:
         since_s = age_s(self._began_ns, now_ns)
         return since_s / ramp_in_s if since_s < ramp_in_s else 1.0
 
-    def _walls(self, position: np.ndarray | None, knobs: SafetyKnobs) -> tuple[np.ndarray, np.ndarray] | None:
+    def _walls(self, position: np.ndarray | None, knobs: SafetyKnobs,
+               moved_m: float) -> tuple[np.ndarray, np.ndarray] | None:
         # Lowest and highest linear velocity that the walls allow, (3,) each; None without walls.
         if not knobs.workspace:
             return None
@@ -114,8 +117,8 @@ class MotionLimiter:
             raise InferenceError("safety.workspace is on and the tool's position is not known; check TF from "
                                  "control.base_frame to control.tool_frame, or turn safety.workspace off")
         check_finite("the tool's position", position)
-        return (-self._speed_towards(position - np.array(knobs.workspace_min_m), knobs.max_linear_m_s2),
-                self._speed_towards(np.array(knobs.workspace_max_m) - position, knobs.max_linear_m_s2))
+        return (-self._speed_towards(position - moved_m - np.array(knobs.workspace_min_m), knobs.max_linear_m_s2),
+                self._speed_towards(np.array(knobs.workspace_max_m) - position - moved_m, knobs.max_linear_m_s2))
 
     def _speed_towards(self, distance_m: np.ndarray, max_linear_m_s2: float) -> np.ndarray:
         # A horizon away from the wall, and slow enough to brake before it in ticks of up to half a horizon; in a corner

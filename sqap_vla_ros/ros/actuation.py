@@ -14,13 +14,14 @@ from sqap_vla_ros.config import Config
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import InferenceError
 from sqap_vla_ros.policy.limits import MotionLimiter
-from sqap_vla_ros.ros.command_codecs import ToolPose
+from sqap_vla_ros.policy.safety import age_s
 from sqap_vla_ros.ros.commands import Commander
 from sqap_vla_ros.ros.cycle import Command, Cycle
 from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.interlock import Interlock
 from sqap_vla_ros.ros.servo import ServoSwitch
 from sqap_vla_ros.ros.telling import ChunkTeller
+from sqap_vla_ros.ros.transforms import FoundTool
 
 # What a limit takes from the motion that was asked for; ramp and acceleration only put it off.
 _CLAMPS = ("speed", "workspace")
@@ -33,14 +34,16 @@ class Actuation:
     :param config: as configured
     :param interlock: the node's
     :param report: where things are counted and told
-    :param find_tool: where the tool is in the base frame at a stamp, or why that is not known
+    :param find_tool: where the tool is in the base frame at a stamp, within an age in s
     """
 
     def __init__(self, node: LifecycleNode, config: Config, interlock: Interlock, report: Reporter,
-                 find_tool: Callable[[int], tuple[ToolPose | None, str]]) -> None:
+                 find_tool: Callable[[int, float], FoundTool]) -> None:
         self._interlock, self._report, self._find_tool = interlock, report, find_tool
         self._limiter = MotionLimiter(1.0 / config.control.command_hz)
-        self._stopped, self._counted = True, (0, -1)
+        self._stopped, self._closings = True, interlock.closings
+        # The steps of which a clamp, or a hold for want of the tool's pose, was counted last.
+        self._counted, self._held = (0, -1), (0, -1)
         with ExitStack() as closing:
             self._commander = Commander(node, config.control, lambda text: report.note("gripper", text))
             closing.callback(self._commander.close)
@@ -55,17 +58,19 @@ class Actuation:
         self._stopped = True
         self._servo.begin()
 
+    def why_stopped(self, config: Config) -> tuple[str, str]:
+        """Kind and sentence of what keeps the robot still, whatever the policy wants; empty where nothing does."""
+        kind, sentence = self._interlock.why_stopped(config.control)
+        if not kind and not self._servo.agreed:
+            return "servo", "MoveIt Servo has not agreed to take commands yet"
+        return kind, sentence
+
     def send(self, cycle: Cycle, config: Config, now_ns: int) -> bool:
         """Send what is due now, or have the robot stand still; whether it was told to move."""
-        kind, _ = self._interlock.why_stopped(config.control)
-        if self._stopped and not kind:
-            cycle.begin_anew()
-            self._commander.restart()
-            self._limiter.begin(now_ns)
-        self._stopped = bool(kind)
+        stopped = self._watch_interlocks(cycle, config, now_ns)
         try:
             command = cycle.command(now_ns, config.safety)
-            moves = command is not None and not kind and self._move(command, config, now_ns)
+            moves = command is not None and not stopped and self._move(command, config, now_ns)
         except InferenceError as error:
             self._report.note_failure("inference", error)
             moves = False
@@ -75,16 +80,21 @@ class Actuation:
             self._commander.hold(now_ns)
         return moves
 
-    def tell(self, chunk: ActionChunk) -> None:
+    def tell(self, chunk: ActionChunk, config: Config) -> None:
         """Publish an answer for people and planners, if one of them listens."""
         if self._teller.wanted:
-            tool, _ = self._find_tool(chunk.stamp_ns)
-            if tool is not None:
-                self._teller.tell(chunk, tool)
+            found = self._find_tool(chunk.stamp_ns, config.footprint.max_tf_age_s)
+            if found.pose is not None:
+                self._teller.tell(chunk, found.pose)
 
-    def halt(self, now_ns: int) -> None:
-        """Stand still for good, before anything else."""
-        self._commander.halt(now_ns)
+    def halt(self, config: Config, now_ns: int) -> None:
+        """Stand still for good, before anything else, and see to it that this arrives."""
+        self._stop(config, now_ns)
+        self._commander.wait_for_receipt()
+
+    def restart(self) -> None:
+        """Forget where the robot was sent, after the clock jumped."""
+        self._commander.restart()
         self._limiter.rest()
 
     def end(self) -> None:
@@ -95,19 +105,38 @@ class Actuation:
         """Take down the ROS ends."""
         self._closing.close()
 
+    def _watch_interlocks(self, cycle: Cycle, config: Config, now_ns: int) -> bool:
+        # Whether one is closed; what was short enough to be over again counts as well.
+        kind, _ = self.why_stopped(config)
+        if self._closings != self._interlock.closings or (kind and not self._stopped):
+            self._closings, self._stopped = self._interlock.closings, True
+            self._stop(config, now_ns)
+        if self._stopped and not kind:
+            cycle.begin_anew()
+            self._commander.restart()
+            self._limiter.begin(now_ns)
+        self._stopped = bool(kind)
+        return self._stopped
+
+    def _stop(self, config: Config, now_ns: int) -> None:
+        tool = self._find_tool(now_ns, config.safety.max_tool_age_s).pose if self._commander.needs_tool else None
+        self._commander.stop(now_ns, tool)
+        self._limiter.rest()
+
     def _move(self, command: Command, config: Config, now_ns: int) -> bool:
         # Whether the robot was told to move.
-        tool: ToolPose | None = None
+        tool, position, late_s, why_not = None, None, 0.0, ""
         if config.safety.workspace or self._commander.needs_tool:
-            tool, why_not = self._find_tool(now_ns)
-            if tool is None:
-                self._report.note("no_tool", why_not)
-                return False
-        position = None if tool is None else self._commander.find_position(tool)
-        limited = self._limiter.limit(command.velocity, now_ns, config.safety, position)
-        self._count(command, limited.reasons)
-        why_not = self._commander.command(limited.velocity, command.opening, config.control, now_ns, tool)
-        if why_not:
+            found = self._find_tool(now_ns, config.safety.max_tool_age_s)
+            tool, why_not = found.pose, found.reason
+            late_s = age_s(found.stamp_ns, now_ns) if found.stamp_ns else 0.0
+        if not why_not:
+            position = None if tool is None else self._commander.find_position(tool)
+            limited = self._limiter.limit(command.velocity, now_ns, config.safety, position, late_s)
+            self._count(command, limited.reasons)
+            why_not = self._commander.command(limited.velocity, command.opening, config.control, now_ns, tool)
+        if why_not and self._held != command.step:
+            self._held = command.step
             self._report.note("no_tool", why_not)
         return not why_not
 

@@ -76,7 +76,10 @@ def decode_image(message: Image) -> np.ndarray:
         rows = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)[:, :row]
         message = Image(height=height, width=width, encoding=_SAME_ENCODINGS.get(encoding, encoding), step=row,
                         data=rows.tobytes())
-    picture = _BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    try:
+        picture = _BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    except (cv_bridge.CvBridgeError, cv2.error) as error:
+        raise InputError(f"the image of encoding '{encoding}' cannot be converted: {error}") from error
     return np.array(picture, dtype=np.uint8, order="C")
 
 

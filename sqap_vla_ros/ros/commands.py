@@ -43,6 +43,9 @@ class ArmCommands(Protocol):
     def restart(self) -> None:
         """Forget where the arm was sent."""
 
+    def stay(self, tool: ToolPose) -> None:
+        """Rest where the tool is, instead of where the arm was sent."""
+
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""
 
@@ -99,12 +102,22 @@ class Commander:
         if message is not None:
             self._publisher.publish(message)
 
-    def halt(self, now_ns: int) -> None:
-        """Stand still for good: several times, and wait for their receipt."""
+    def stop(self, now_ns: int, tool: ToolPose | None) -> None:
+        """Stand still now, where the tool is; said several times, and the gripper stops too.
+
+        :param tool: where it is in the base frame; None when that is not known, and an arm that follows poses is left
+            with the last one
+        """
+        if tool is not None:
+            self._arm.stay(tool)
         for _ in range(HALTS):
             self.hold(now_ns)
-        self._publisher.wait_for_all_acked(_ACK_WAIT)
+        self._gripper.stop()
         self.restart()
+
+    def wait_for_receipt(self) -> None:
+        """Wait until what was sent has arrived, for a moment at most."""
+        self._publisher.wait_for_all_acked(_ACK_WAIT)
 
     def restart(self) -> None:
         """Forget where the arm was sent: others may have moved it while an interlock was closed."""
@@ -137,6 +150,9 @@ class Velocities:
 
     def restart(self) -> None:
         """A velocity has no memory."""
+
+    def stay(self, tool: ToolPose) -> None:
+        """A velocity of zero leads nowhere."""
 
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""
@@ -179,6 +195,11 @@ class Poses:
         """See :class:`ArmCommands`."""
         self._target.clear()
         self._pose = None
+
+    def stay(self, tool: ToolPose) -> None:
+        """See :class:`ArmCommands`; an arm that was sent nowhere is left alone."""
+        if self._pose is not None:
+            self._pose = tool
 
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""

@@ -61,9 +61,11 @@ class Cycle:
     """Instruction, newest picture and chunk in force; every method takes the time.
 
     :param ensemble: blends each chunk with those before; None takes them as they are
+    :param topics: where pictures come from, for sentences
     """
 
-    def __init__(self, ensemble: AdaptiveEnsemble | None = None) -> None:
+    def __init__(self, ensemble: AdaptiveEnsemble | None = None, topics: str = interface.IMAGE.name) -> None:
+        self._topics = topics
         self.instruction = ""
         self.generation = 0
         self._why_no_instruction = NO_INSTRUCTION
@@ -225,8 +227,11 @@ class Cycle:
         newest_ns = self._pacing.newest_ns
         return None if newest_ns is None else age_s(newest_ns, now_ns)
 
-    def why_hold(self, now_ns: int, safety: SafetyKnobs) -> tuple[str, str]:
-        """Kind and sentence of why the robot holds; a kind only where the hold itself is counted, when it begins."""
+    def why_hold(self, now_ns: int, safety: SafetyKnobs, incomplete: str = "") -> tuple[str, str]:
+        """Kind and sentence of why the robot holds; a kind only where the hold itself is counted, when it begins.
+
+        :param incomplete: what a set of pictures lacks, in a sentence; empty when nothing is known to lack
+        """
         age = self.image_age_s(now_ns)
         if now_ns == 0:
             return "clock", f"no time has come on {interface.CLOCK.name} yet, and use_sim_time is true"
@@ -239,6 +244,7 @@ class Cycle:
                 return "", ""
         if age is not None and age <= safety.max_image_age_s:
             return "", self._problem or self._refusal or stale or "the next actions are not ready"
-        sentence = (f"no image has arrived on {interface.IMAGE.name}" if age is None else
-                    f"no image for {age:.1f} s on {interface.IMAGE.name}; is the camera running?")
+        sentence = (f"no image for {age:.1f} s on {self._topics}; is the camera running?" if age is not None else
+                    f"no image has arrived on {self._topics}")
+        sentence = incomplete or sentence
         return "no_image", f"{sentence}; the last one was refused: {self._problem}" if self._problem else sentence

@@ -61,11 +61,11 @@ class Reporter:
             self.note(kind, sentence)
 
     def tell_inference(self, inference: Inference, protection: str, now_ns: int, *, deadline_ms: float,
-                       engine: str) -> None:
-        """Publish one inference whose first command has just left; see :meth:`Health.latency`."""
+                       engine: str, dropped: str = "") -> None:
+        """Publish one inference whose first command has just left, or that is dropped; see :meth:`Health.latency`."""
         age_ms = 1e3 * age_s(inference.chunk.stamp_ns, now_ns)
         self.health.record(inference, age_ms, self._wall.now().nanoseconds, deadline_ms=deadline_ms)
-        self._latency.publish(self.health.latency(inference, age_ms, protection, now_ns, engine))
+        self._latency.publish(self.health.latency(inference, age_ms, protection, now_ns, engine, dropped))
 
     def tell_summary(self, summary: Summary, now_ns: int) -> None:
         """Publish how things stand."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient  # type: ignore[attr-defined]
+from rclpy.action.client import ClientGoalHandle
 from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 
@@ -24,10 +27,19 @@ from sqap_vla_ros.ros.interface import (
 
 # After a pause this long someone else may have moved the gripper, so its opening is sent again.
 MEMORY_NS = 500_000_000
-# A gripper that refuses is asked again after this time.
+# A gripper that refuses or aborts a goal is asked again this long after it was asked.
 RETRY_NS = 1_000_000_000
 # Time that a trajectory gives the fingers.
 TRAVEL_NS = 500_000_000
+
+
+class Answer(Enum):
+    """What a gripper says to a goal, as a verb."""
+
+    TOOK = "took"
+    REFUSED = "refused"
+    REACHED = "reached"
+    ABORTED = "aborted"
 
 
 class GripperLink(Protocol):
@@ -38,14 +50,21 @@ class GripperLink(Protocol):
     def missing(self) -> str:
         """What lacks at the other end, in words; empty when nothing does."""
 
-    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[Answer], None]) -> None:
         """Ask for an opening, 0 closed to 1 open.
 
-        :param answer: called with whether the gripper takes it, now or later
+        :param answer: called now or later, and again when what was taken has ended
         """
+
+    def stop(self) -> None:
+        """Call off what was asked for and has not ended."""
 
     def close(self) -> None:
         """Take down the ROS ends."""
+
+
+# Goals that were called off, here or by others, ask for nothing.
+_ENDS = {GoalStatus.STATUS_SUCCEEDED: Answer.REACHED, GoalStatus.STATUS_ABORTED: Answer.ABORTED}
 
 
 class ActionLink:
@@ -57,24 +76,47 @@ class ActionLink:
     def __init__(self, node: LifecycleNode, end: Endpoint, encode: Callable[[float, ControlKnobs], Any]) -> None:
         self.name, self._encode = end.name, encode
         self._client = ActionClient(node, end.type, end.name)
+        self._goals: dict[bytes, ClientGoalHandle] = {}
+        self._stops = 0
 
     def missing(self) -> str:
         """See :class:`GripperLink`."""
         return "" if self._client.server_is_ready() else f"no action server on {self.name}"
 
-    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[Answer], None]) -> None:
         """See :class:`GripperLink`."""
-
-        def pass_on(future: Future) -> None:
-            handle = future.result()
-            answer(handle is not None and handle.accepted)
-
         goal = self._encode(opening * knobs.gripper_open_m, knobs)
-        self._client.send_goal_async(goal).add_done_callback(pass_on)
+        self._client.send_goal_async(goal).add_done_callback(partial(self._on_judged, self._stops, answer))
+
+    def stop(self) -> None:
+        """See :class:`GripperLink`; a goal whose acceptance is still on its way is called off when that comes."""
+        self._stops += 1
+        for handle in self._goals.values():
+            handle.cancel_goal_async()
+        self._goals.clear()
 
     def close(self) -> None:
         """See :class:`GripperLink`."""
         self._client.destroy()
+
+    def _on_judged(self, stops: int, answer: Callable[[Answer], None], future: Future) -> None:
+        handle = future.result()
+        if handle is None or not handle.accepted:
+            answer(Answer.REFUSED)
+            return
+        if stops != self._stops:
+            handle.cancel_goal_async()
+            return
+        key = bytes(handle.goal_id.uuid)
+        self._goals[key] = handle
+        answer(Answer.TOOK)
+        handle.get_result_async().add_done_callback(partial(self._on_ended, key, answer))
+
+    def _on_ended(self, key: bytes, answer: Callable[[Answer], None], future: Future) -> None:
+        self._goals.pop(key, None)
+        response = future.result()
+        if response is not None and response.status in _ENDS:
+            answer(_ENDS[response.status])
 
 
 class TrajectoryLink:
@@ -90,11 +132,14 @@ class TrajectoryLink:
         heard = self._alone or self._publisher.get_subscription_count() > 0
         return "" if heard else f"nobody listens on {self.name}"
 
-    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[bool], None]) -> None:
+    def send(self, opening: float, knobs: ControlKnobs, answer: Callable[[Answer], None]) -> None:
         """See :class:`GripperLink`."""
         self._publisher.publish(encode_gripper_trajectory(knobs.gripper_joints, opening * knobs.gripper_open_m,
                                                           TRAVEL_NS))
-        answer(True)
+        answer(Answer.REACHED)
+
+    def stop(self) -> None:
+        """See :class:`GripperLink`; nothing but another trajectory would end one, and the fingers soon stand."""
 
     def close(self) -> None:
         """See :class:`GripperLink`."""
@@ -117,14 +162,14 @@ class Gripper:
     """Sends an opening where it changed enough, and tells once what is in its way.
 
     :param link: the way to the gripper, or None to do nothing
-    :param tell: called with a sentence when an opening cannot be sent or is refused
+    :param tell: called with a sentence when an opening cannot be sent, is refused or aborted
     """
 
     def __init__(self, link: GripperLink | None, tell: Callable[[str], None]) -> None:
         self._link, self._tell = link, tell
         self._sent: float | None = None
         self._moved_ns = self._sent_ns = self._number = 0
-        self._refused, self._told = False, ""
+        self._failed, self._aborts, self._told = False, False, ""
 
     def move(self, opening: float, knobs: ControlKnobs, now_ns: int) -> None:
         """Have this opening from now on; called with every command.
@@ -139,12 +184,20 @@ class Gripper:
         if missing or abs(now_ns - self._moved_ns) > MEMORY_NS:
             self._sent = None
         self._moved_ns = now_ns
-        waits = self._refused and abs(now_ns - self._sent_ns) < RETRY_NS
+        waits = self._failed and abs(now_ns - self._sent_ns) < RETRY_NS
         if missing or waits or not self._is_news(opening, knobs.gripper_change_ratio):
             return
-        self._sent, self._sent_ns, self._refused = opening, now_ns, False
+        self._sent, self._sent_ns, self._failed = opening, now_ns, False
         self._number += 1
         self._link.send(opening, knobs, partial(self._on_answer, self._number))
+
+    def stop(self) -> None:
+        """Call off the goals in flight; the next opening is sent whatever was sent before."""
+        if self._link is not None:
+            self._link.stop()
+            # Answers to what was sent until now count no more.
+            self._number += 1
+            self._sent = None
 
     def close(self) -> None:
         """Take down the ROS ends."""
@@ -156,13 +209,17 @@ class Gripper:
         sent = self._sent
         return sent is None or (opening != sent and (abs(opening - sent) >= change or opening in (0.0, 1.0)))
 
-    def _on_answer(self, number: int, accepted: bool) -> None:
-        if accepted:
-            self._told = ""
+    def _on_answer(self, number: int, answer: Answer) -> None:
+        if answer is Answer.REACHED:
+            self._aborts = False
+        if answer in (Answer.TOOK, Answer.REACHED):
+            # One that takes every goal and reaches none is told once, too.
+            self._told = self._told if self._aborts else ""
         elif number == self._number:
             assert self._link is not None
-            self._sent, self._refused = None, True
-            self._complain(f"{self._link.name} refused a goal")
+            self._sent, self._failed = None, True
+            self._aborts = answer is Answer.ABORTED
+            self._complain(f"{self._link.name} {answer.value} a goal")
 
     def _complain(self, sentence: str) -> None:
         if sentence != self._told:

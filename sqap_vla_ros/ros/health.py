@@ -36,7 +36,7 @@ class Summary:
 
     :param state: name of the lifecycle state
     :param failure: why the last transition failed; empty when it did not
-    :param stop: why an interlock keeps the robot still; empty when none does
+    :param stop: kind and sentence of why an interlock keeps the robot still; empty when none does
     :param hold: why the robot holds; empty when it moves, or when the node is not active
     :param instruction: the instruction in force
     :param policy: what runs, as ``Policy.describe`` gives it
@@ -48,7 +48,7 @@ class Summary:
     hold: str
     instruction: str
     policy: Mapping[str, str | int | float]
-    stop: str = ""
+    stop: tuple[str, str] = ("", "")
     ages_s: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -104,7 +104,7 @@ class Health:
             self._windows.setdefault(stage, deque(maxlen=WINDOW)).append(value)
 
     def latency(self, inference: Inference, image_age_ms: float, protection: str, stamp_ns: int,
-                engine: str = "") -> DiagnosticArray:
+                engine: str = "", dropped: str = "") -> DiagnosticArray:
         """One inference as a message.
 
         :param inference: the inference
@@ -112,13 +112,14 @@ class Health:
         :param protection: why the robot was not protected; empty when it was
         :param stamp_ns: now
         :param engine: what multiplied
+        :param dropped: name of the counter of why nothing came of it; empty when it is carried out
         """
         values: dict[str, object] = {f"{stage}_ms": f"{value:.3f}"
                                      for stage, value in _stage_times(inference, image_age_ms).items()}
         values |= _token_counts(inference.tokens)
         values |= {"image_stamp_ns": inference.chunk.stamp_ns, "inferences": self.inferences,
                    "dropped_chunks": self.counts["dropped_chunk"], "missed_deadlines": self.counts["deadline"],
-                   "engine": engine, "no_protection": protection}
+                   "engine": engine, "dropped": dropped, "no_protection": protection}
         level = DiagnosticStatus.WARN if protection else DiagnosticStatus.OK
         message = f"not protected: {protection}" if protection else f"{inference.times.total_ms:.1f} ms"
         return self._array("latency", level, message, values, stamp_ns)
@@ -127,7 +128,7 @@ class Health:
         """The last second as a message."""
         level, message = self._judge(now, wall_ns)
         values: dict[str, object] = {"state": now.state, "instruction": now.instruction, "hold": now.hold,
-                                     "stop": now.stop, "inferences": self.inferences,
+                                     "stop": now.stop[1], "inferences": self.inferences,
                                      "rate_hz": f"{self._rate_hz(wall_ns):.2f}"}
         for stage, window in self._windows.items():
             values |= {f"{stage}_p{percent}_ms": f"{value:.3f}"
@@ -149,13 +150,16 @@ class Health:
             return DiagnosticStatus.ERROR, now.failure
         if now.state != "active":
             return DiagnosticStatus.OK, now.state
-        if now.stop:
-            return DiagnosticStatus.ERROR, f"stopped: {now.stop}"
+        kind, sentence = now.stop
+        if kind in STOP_KINDS:
+            return DiagnosticStatus.ERROR, f"stopped: {sentence}"
         recent = {kind: sentence for kind, (sentence, at_ns) in self._reasons.items()
                   if wall_ns - at_ns < REMEMBERED_S * 1e9}
         failed = [recent[kind] for kind in INFERENCE_KINDS if kind in recent]
         if failed:
             return DiagnosticStatus.ERROR, f"inference failed: {failed[0]}"
+        if kind:
+            return DiagnosticStatus.WARN, f"stopped: {sentence}"
         if now.hold:
             return DiagnosticStatus.WARN, f"holding: {now.hold}"
         if recent:

@@ -178,7 +178,7 @@ class JointStates:
             reason = "it was not looked for" if tool is None else tool.reason
             raise InputError(f"the tool's pose, which input.state '{self._kind}' begins with, is not known: {reason}")
         turn = axis_angle if self._kind == "pose_axis_angle" else roll_pitch_yaw
-        return np.concatenate((tool.pose.position, turn(tool.pose.quaternion), joints))
+        return np.concatenate((tool.pose[0], turn(tool.pose[1]), joints))
 
     def _position(self, joint: str, now_ns: int, max_age_s: float) -> float:
         topic, problem = interface.JOINT_STATES.name, f"; {self._problem}" if self._problem else ""

@@ -17,6 +17,12 @@ class Interlock:
         self._stopped = False
         self._fault: str | None = None
         self._failures = 0
+        self.closings = 0  # how often a stop or a fault began, so that none goes unseen that was short
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether an e-stop is latched."""
+        return self._stopped
 
     @property
     def open(self) -> bool:
@@ -28,6 +34,7 @@ class Interlock:
 
         :param pressed: true stops; false only allows a reset
         """
+        self.closings += pressed and not self._stopped
         self._pressed = pressed
         self._stopped = self._stopped or pressed
 
@@ -55,6 +62,7 @@ class Interlock:
         """
         if self._fault is None:
             self._fault = sentence
+            self.closings += 1
 
     def reset(self) -> str:
         """End a stop and a fault, and begin to count failures anew.

@@ -153,6 +153,8 @@ class SafeLifecycleNode(LifecycleNode):
         label = request.transition.label
         configure = label == "configure" if label else request.transition.id == Transition.TRANSITION_CONFIGURE
         try:
+            if configure and self._configuring is not None and self._configuring.is_alive():
+                raise RuntimeError("it is being configured already")
             if configure:
                 return await self._run_beside(lambda: self._change_state_inline(request, response))
             return self._change_state_inline(request, response)
@@ -205,7 +207,8 @@ def run_node(build: Callable[[], Any], args: list[str] | None, *,
     :param build: makes the node, which has a ``close`` that ends its work
     :param args: command line, with ``--ros-args``
     :param wants_start: whether the node, a :class:`SafeLifecycleNode`, configures and activates itself
-    :return: exit code: 0 after a signal, 1 when the node could not be made
+    :return: exit code: 0 after a signal, 1 when the node could not be made, or a callback failed in a way that nobody
+        foresaw, which is logged
     """
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -217,7 +220,7 @@ def run_node(build: Callable[[], Any], args: list[str] | None, *,
         print(f"the node cannot start: {error}", file=sys.stderr)
         try_shutdown()
         return 1
-    executor = SingleThreadedExecutor()
+    executor, code = SingleThreadedExecutor(), 0
     executor.add_node(node)
     try:
         if wants_start(node):
@@ -226,9 +229,12 @@ def run_node(build: Callable[[], Any], args: list[str] | None, *,
             executor.spin_once(timeout_sec=SIGNAL_POLL_S)
     except ExternalShutdownException:
         pass
+    except Exception as error:  # noqa: BLE001
+        code = 1
+        node.get_logger().fatal(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     finally:
         node.close()
         executor.shutdown()
         node.destroy_node()
         try_shutdown()
-    return 0
+    return code

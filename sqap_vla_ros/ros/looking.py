@@ -16,7 +16,7 @@ from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.inference import Job, PolicyLike
 from sqap_vla_ros.ros.inputs import JointStates
 from sqap_vla_ros.ros.panel import Panel
-from sqap_vla_ros.ros.transforms import FootprintFinder
+from sqap_vla_ros.ros.transforms import FootprintFinder, TfHit
 from sqap_vla_ros.ros.worker import LatestWorker
 
 
@@ -66,14 +66,17 @@ class Looking:
             self._panel.trip(f"an inference has taken {busy_s:.1f} s by now, and safety.max_inference_s is "
                              f"{config.safety.max_inference_s:g} s")
 
-    def take(self, cycle: Cycle, config: Config, now_ns: int) -> list[tuple[Job, Inference]]:
+    def take(self, cycle: Cycle, config: Config, now_ns: int) -> list[tuple[Job, Inference, str]]:
         """Take the policy's answers.
 
-        :return: those that are in force now
+        :return: each with the kind of why it is dropped, empty where it is in force now; none that failed
         """
-        return [(outcome.item, outcome.result) for outcome in self._worker.collect()
-                if self._take_one(outcome.item, outcome.result, outcome.error, cycle, config, now_ns)
-                and outcome.result is not None]
+        taken = []
+        for outcome in self._worker.collect():
+            dropped = self._take_one(outcome.item, outcome.result, outcome.error, cycle, config, now_ns)
+            if dropped is not None and outcome.result is not None:
+                taken.append((outcome.item, outcome.result, dropped))
+        return taken
 
     def close(self, timeout_s: float) -> bool:
         """End the thread; whether it ended in time."""
@@ -90,7 +93,8 @@ class Looking:
         if age_s(picture.arrived_ns, wall_ns) < knobs.tf_wait_s and not all(item.exact for item in found):
             return None
         for item in found:
-            self._report.health.note_lookup(item.hit.value)
+            if item.hit is not TfHit.UNASKED:
+                self._report.health.note_lookup(item.hit.value)
         reason = "; ".join(item.reason for item in found if item.reason)
         if reason:
             self._report.note("no_protection", reason)
@@ -122,8 +126,8 @@ class Looking:
             raise
 
     def _take_one(self, job: Job, inference: Inference | None, error: Exception | None, cycle: Cycle, config: Config,
-                  now_ns: int) -> bool:
-        # Whether this answer is in force now.
+                  now_ns: int) -> str | None:
+        # Why this answer is dropped, empty where it is in force now; None where it failed.
         kind, sentence, failure = "", "", error
         try:
             kind, sentence = cycle.end(job.generation, None if inference is None else inference.chunk, now_ns,
@@ -133,10 +137,10 @@ class Looking:
         if failure is not None:
             self._report.note_failure("inference", failure)
             self._panel.note_failure(str(failure), config.safety.max_failures)
-            return False
+            return None
         self._panel.interlock.note_success()
         if sentence:
             self._report.note(kind, sentence)
         elif kind:
             self._report.health.counts[kind] += 1
-        return not kind
+        return kind

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool
@@ -17,12 +20,15 @@ class Panel:
 
     :param node: whose parameter ``control.enable_actuation`` is the second interlock
     :param report: where a stop and a fault are counted and told
+    :param on_stop: called when a stop or a fault begins
     """
 
-    def __init__(self, node: LifecycleNode, report: Reporter) -> None:
+    def __init__(self, node: LifecycleNode, report: Reporter, on_stop: Callable[[], None]) -> None:
         self.interlock = Interlock()
-        self._node, self._report = node, report
-        interface.subscribe(node, interface.ESTOP, self._on_estop)
+        self._node, self._report, self._on_stop = node, report, on_stop
+        # A button that only told of itself before this node was there is heard too, if it keeps its last word.
+        for end in (interface.ESTOP, replace(interface.ESTOP, qos=interface.Qos.LATCHED)):
+            interface.subscribe(node, end, self._on_estop)
         for end, answer in ((interface.ENABLE_ACTUATION, self._on_enable), (interface.RESET_FAULT, self._on_reset)):
             node.create_service(end.type, end.name, answer)
 
@@ -31,18 +37,23 @@ class Panel:
         if self.interlock.note_failure(sentence, limit):
             self._report.note("fault", f"{limit} inferences in a row have failed; the robot stands still until "
                                        f"{interface.RESET_FAULT.name}")
+            self._on_stop()
 
     def trip(self, sentence: str) -> None:
         """Begin a fault, if there is none."""
-        if self.interlock.open:
-            self._report.note("fault", sentence)
+        begins = self.interlock.open
         self.interlock.trip(sentence)
+        if begins:
+            self._report.note("fault", sentence)
+            self._on_stop()
 
     def _on_estop(self, message: Bool) -> None:
-        if message.data and self.interlock.open:
+        begins = message.data and not self.interlock.is_stopped
+        self.interlock.press(message.data)
+        if begins:
             self._report.note("estop", "the e-stop was pressed; the robot stands still until "
                                        f"{interface.RESET_FAULT.name}")
-        self.interlock.press(message.data)
+            self._on_stop()
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         result, = self._node.set_parameters([Parameter("control.enable_actuation", value=bool(request.data))])
@@ -53,5 +64,5 @@ class Panel:
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.message = self.interlock.reset()
         response.success = not response.message
-        response.message = response.message or "the node may move the robot again"
+        response.message = response.message or "the node may move the robot again; say the instruction again"
         return response

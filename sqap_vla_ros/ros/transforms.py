@@ -25,6 +25,7 @@ from sqap_vla_ros.geometry.footprint import project_footprint
 from sqap_vla_ros.knobs import FootprintKnobs
 from sqap_vla_ros.ros import interface
 from sqap_vla_ros.ros.codecs import decode_camera_info, decode_transform, encode_transform, stamp_to_ns
+from sqap_vla_ros.ros.command_codecs import ToolPose
 from sqap_vla_ros.standalone import import_ros_module
 
 tf2_ros = import_ros_module("tf2_ros")
@@ -60,22 +61,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class ToolPose:
-    """Where the tool is in the base frame.
-
-    :param position: (3,) m
-    :param quaternion: (4,) x, y, z, w of length 1
-    """
-
-    position: np.ndarray
-    quaternion: np.ndarray
-
-
-@dataclass(frozen=True)
 class FoundTool:
     """What is known of the tool.
 
-    :param pose: where it is, or None
+    :param pose: position (3,) in m and quaternion (4,) x, y, z, w of length 1 in the base frame, or None
     :param reason: why it is not known; empty when it is
     :param hit: what TF knew
     :param stamp_ns: when it was there; 0 where that is always, or not known
@@ -104,11 +93,12 @@ class FootprintFinder:
     :param knobs: those that cannot change: whether pictures are free of distortion, so that P of camera_info holds, and
         where the cameras are
     :param max_future_s: transforms stamped farther ahead of the node's clock are dropped, as are those from before a
-        jump of the clock that arrive behind it; TF would take them for the newest until their time comes
+        jump of the clock that arrive behind it; TF would take them for the newest until their time comes;
+        :attr:`max_future_s` may be replaced while the node runs
     """
 
     def __init__(self, node: Node, cameras: Sequence[str], knobs: FootprintKnobs, max_future_s: float) -> None:
-        self._node, self._max_future_ns = node, round(max_future_s * 1e9)
+        self._node, self.max_future_s = node, max_future_s
         self._cameras, self._rectified = tuple(cameras), knobs.rectified
         topics = [interface.of_camera(interface.CAMERA_INFO, camera).name for camera in cameras]
         self._calibrations = [_Calibration(f"no camera_info has arrived on {topic}") for topic in topics]
@@ -189,12 +179,12 @@ class FootprintFinder:
         hit = TfHit.NONE
         try:
             (transform,), hit = self._look_up(base_frame, (tool_frame,), stamp_ns, max_age_s, "the moment asked for")
-            return FoundTool(ToolPose(*decode_transform(transform)), "", hit, stamp_to_ns(transform.header.stamp))
+            return FoundTool(decode_transform(transform), "", hit, stamp_to_ns(transform.header.stamp))
         except InputError as error:
             return FoundTool(None, str(error), hit)
 
     def _take_moving(self, message: TFMessage) -> None:
-        latest_ns = self._node.get_clock().now().nanoseconds + self._max_future_ns
+        latest_ns = self._node.get_clock().now().nanoseconds + round(self.max_future_s * 1e9)
         for transform in message.transforms:
             if stamp_to_ns(transform.header.stamp) <= latest_ns:
                 self._buffer.set_transform(transform, _AUTHORITY)

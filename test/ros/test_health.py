@@ -96,8 +96,9 @@ def test_everything_is_counted_but_the_same_is_not_logged_again_at_once():
     ({"failure": "could not configure: no file"}, [], DiagnosticStatus.ERROR, "could not configure: no file"),
     ({"state": "inactive"}, [("image", "bad")], DiagnosticStatus.OK, "inactive"),
     ({}, [], DiagnosticStatus.OK, "running"),
-    ({"stop": "the e-stop is pressed", "hold": "x"}, [("inference", "boom")], DiagnosticStatus.ERROR,
+    ({"stop": ("estop", "the e-stop is pressed"), "hold": "x"}, [("inference", "boom")], DiagnosticStatus.ERROR,
      "stopped: the e-stop is pressed"),
+    ({"stop": ("actuation", "it is off"), "hold": "x"}, [], DiagnosticStatus.WARN, "stopped: it is off"),
     ({"hold": "no camera"}, [], DiagnosticStatus.WARN, "holding: no camera"),
     ({}, [("no_protection", "no transform")], DiagnosticStatus.WARN, "no transform"),
     ({"hold": "waiting"}, [("inference", "boom")], DiagnosticStatus.ERROR, "inference failed: boom")])

@@ -15,7 +15,7 @@ class Fault:
     :param meaning: what happens, in words
     :param lasts_s: how long
     :param rests_within_s: time after which the robot must rest; None where it may go on
-    :param latches: whether it takes ~/reset_fault to go on
+    :param latches: whether it takes ~/reset_fault, and then the instruction once more, to go on
     :param simulated: whether it needs simulated time
     """
 

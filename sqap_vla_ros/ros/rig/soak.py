@@ -47,7 +47,8 @@ class Trial:
 
     :param fault: its name
     :param reaction_s: time until the command that began the robot's rest; None when it moved on
-    :param recovery_s: time from the fault's end, or from the reset of what it latched, to the first motion
+    :param recovery_s: time from the fault's end, or from the instruction after the reset of what it latched, to the
+        first motion
     """
 
     fault: str
@@ -184,9 +185,9 @@ class SoakOperator(PolicyClient):
     # --- the way back
 
     def _recover(self, *, latched: bool) -> float:
-        """Until the robot moves; what is latched is reset first.
+        """Until the robot moves; what is latched is reset first, and then the instruction is said again.
 
-        :return: time from now, or from the reset, to the first motion, s
+        :return: time from now, or from the instruction after the reset, to the first motion, s
         """
         since_ns, deadline, asked_s = time.time_ns(), time.monotonic() + RECOVERY_TIMEOUT_S, 0.0
         answer: Future | None = None
@@ -196,19 +197,25 @@ class SoakOperator(PolicyClient):
                 raise SqapError(f"the robot did not move again within {RECOVERY_TIMEOUT_S:g} s; {self._policy} says: "
                                 f"{self._complaint or 'nothing'}")
             if latched and answer is not None and answer.done():
-                latched, since_ns = not answer.result().success, time.time_ns()
-                answer = None
+                latched, answer = not answer.result().success, None
+                if not latched:
+                    since_ns = time.time_ns()
+                    self._instruct_now()
             elif latched and answer is None and time.monotonic() - asked_s >= _AGAIN_S:
                 asked_s, answer = time.monotonic(), self._ask(self._reset, Trigger.Request())
-            self._instruct_again()
+            if not latched:
+                self._instruct_again()
             self._spin_once()
             moved_ns = self.judge.first_move_ns(since_ns)
         return (moved_ns - since_ns) * 1e-9
 
     def _instruct_again(self) -> None:
         if self._active != self._instruction and time.monotonic() - self._said_s >= _AGAIN_S:
-            self._said_s = time.monotonic()
-            self._instruct.publish(String(data=self._instruction))
+            self._instruct_now()
+
+    def _instruct_now(self) -> None:
+        self._said_s = time.monotonic()
+        self._instruct.publish(String(data=self._instruction))
 
     def _ask(self, client: Any, request: Any) -> Future:
         self._wait(client.service_is_ready, SERVICE_TIMEOUT_S, f"the service {client.srv_name} is not there")

@@ -1,0 +1,68 @@
+"""The node's two rhythms, the control cycle and the commands; both are slower while the robot rests.
+
+rclpy takes about a millisecond of a core for each beat, and a robot that has stood still for a while is told so often
+enough at ``REST_HZ``, which is still above what MoveIt Servo wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rclpy.clock import Clock
+from rclpy.node import Node
+from rclpy.timer import Timer
+
+from sqap_vla_ros.knobs import ControlKnobs
+
+# After so long a rest, control cycle and commands run at these rates at most.
+REST_AFTER_NS, REST_HZ = 1_000_000_000, (5.0, 20.0)
+
+
+class Beats:
+    """Two timers on wall time.
+
+    :param node: whose executor calls back
+    :param clock: steady
+    :param on_tick: called at ``control_hz``
+    :param on_command: called at ``command_hz``
+    """
+
+    def __init__(self, node: Node, clock: Clock, on_tick: Callable[[], None], on_command: Callable[[], None]) -> None:
+        self._node, self._clock, self._callbacks = node, clock, (on_tick, on_command)
+        self._timers: list[Timer] = []
+        self._resting, self._moved_ns = False, 0
+
+    def start(self, control: ControlKnobs) -> None:
+        """Begin to beat."""
+        self._resting, self._moved_ns = False, self._clock.now().nanoseconds
+        self._timers = [self._node.create_timer(1.0 / rate_hz, callback, clock=self._clock)
+                        for rate_hz, callback in zip(_rates(control), self._callbacks, strict=True)]
+
+    def stop(self) -> None:
+        """Beat no more."""
+        for timer in self._timers:
+            self._node.destroy_timer(timer)
+        self._timers = []
+
+    def note(self, control: ControlKnobs, *, moves: bool) -> None:
+        """A command has left.
+
+        :param moves: whether it was one to move
+        """
+        now_ns = self._clock.now().nanoseconds
+        self._moved_ns = now_ns if moves else self._moved_ns
+        if self._resting != (now_ns - self._moved_ns > REST_AFTER_NS):
+            self._resting = not self._resting
+            self.tune(control)
+
+    def tune(self, control: ControlKnobs) -> None:
+        """Take up changed rates."""
+        for timer, rate_hz, rest_hz in zip(self._timers, _rates(control), REST_HZ, strict=False):
+            period_ns = round(1e9 / (min(rate_hz, rest_hz) if self._resting else rate_hz))
+            if period_ns != timer.timer_period_ns:
+                timer.timer_period_ns = period_ns
+                timer.reset()  # else the next beat comes when it was to come before
+
+
+def _rates(control: ControlKnobs) -> tuple[float, float]:
+    return control.control_hz, control.command_hz
