@@ -17,10 +17,9 @@ gripper. One fault after another is let loose on them, each once and then by cha
 and again after it.
 
 Every command on the wire is judged. Unsafe is: a speed above the caps, a stamp 0.1 s old or more, a value that is not
-finite, no frame_id, and motion while the fault asks for rest. A reset moves nothing by
-itself: where a fault was latched, the instruction is said again after ~/reset_fault. Reaction is the time from a fault
-to the zero that begins the rest; recovery is from the fault's end, or from the instruction that follows the reset, to
-the next motion.
+finite, no frame_id, and motion while the fault asks for rest. Where a fault was latched, ~/reset_fault is called and
+the instruction is said again, because a reset moves nothing by itself. Reaction is the time from a fault to the zero
+that begins the rest; recovery is from the fault's end, or from the instruction after the reset, to the next motion.
 
 faults:
 {faults}

@@ -62,7 +62,9 @@ def test_wrong_use_exits_with_2_and_says_what_is_allowed(words, sentence, capsys
 def test_help_names_every_fault(capsys):
     with pytest.raises(SystemExit):
         cli.main(["soak", "--help"])
-    assert "  camera-freezes       SIGSTOP of the process that has camera and TF" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "  camera-freezes       SIGSTOP of the process that has camera and TF" in told
+    assert "recovery is from the fault's end, or from the instruction after the reset, to the next motion" in told
 
 
 def make_leg(memory, warm, **changes):

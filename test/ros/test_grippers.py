@@ -4,7 +4,7 @@ from rclpy.action import ActionServer, GoalResponse
 from trajectory_msgs.msg import JointTrajectory
 
 from sqap_vla_ros.knobs import ControlKnobs
-from sqap_vla_ros.ros.grippers import MEMORY_NS, RETRY_NS, Gripper, open_link
+from sqap_vla_ros.ros.grippers import MEMORY_NS, RETRY_NS, Answer, Gripper, open_link
 
 MS = 1_000_000
 NOW_NS = 7_000_000_000
@@ -15,9 +15,10 @@ class FakeLink:
     """Takes everything unless told otherwise."""
 
     name = "gripper_cmd"
+    stops = 0
 
     def __init__(self):
-        self.sent, self.answers, self.lack, self.takes = [], [], "", True
+        self.sent, self.answers, self.lack, self.says = [], [], "", Answer.TOOK
 
     def missing(self):
         return self.lack
@@ -25,8 +26,11 @@ class FakeLink:
     def send(self, opening, knobs, answer):
         self.sent.append(opening)
         self.answers.append(answer)
-        if self.takes is not None:
-            answer(self.takes)
+        if self.says is not None:
+            answer(self.says)
+
+    def stop(self):
+        self.stops += 1
 
     def close(self):
         pass
@@ -88,29 +92,55 @@ def test_a_gripper_that_is_missing_is_told_once_and_gets_its_opening_when_it_com
 
 
 def test_a_gripper_that_refuses_is_told_once_and_asked_again_once_a_second(gripper, link, told):
-    link.takes = False
+    link.says = Answer.REFUSED
     move_all(gripper, [0.5] * 100)
     assert link.sent == [0.5, 0.5] and told == ["gripper_cmd refused a goal"]
-    link.takes = True
+    link.says = Answer.TOOK
     gripper.move(0.5, ControlKnobs(), NOW_NS + 2 * RETRY_NS)
     assert link.sent == [0.5] * 3
-    link.takes = False
+    link.says = Answer.REFUSED
     gripper.move(1.0, ControlKnobs(), NOW_NS + 2 * RETRY_NS + 20 * MS)
     assert told == ["gripper_cmd refused a goal"] * 2
 
 
 def test_an_answer_to_an_older_goal_changes_nothing(gripper, link, told):
-    link.takes = None
+    link.says = None
     move_all(gripper, [0.5, 1.0])
-    link.answers[0](False)
-    link.answers[1](True)
+    link.answers[0](Answer.REFUSED)
+    link.answers[1](Answer.TOOK)
     move_all(gripper, [1.0] * 5)
     assert link.sent == [0.5, 1.0] and told == []
+
+
+def test_a_goal_that_is_aborted_is_told_once_and_sent_again_once_a_second(gripper, link, told):
+    gripper.move(0.5, ControlKnobs(), NOW_NS)
+    for beat in range(1, 101):
+        if beat % 10 == 0:
+            link.answers[-1](Answer.ABORTED)
+        gripper.move(0.5, ControlKnobs(), NOW_NS + beat * 20 * MS)
+    assert link.sent == [0.5] * 3 and told == ["gripper_cmd aborted a goal"]
+    # One that is reached makes the next that is aborted news.
+    link.answers[-1](Answer.REACHED)
+    gripper.move(1.0, ControlKnobs(), NOW_NS + 4 * RETRY_NS)
+    link.answers[-1](Answer.ABORTED)
+    assert told == ["gripper_cmd aborted a goal"] * 2
+
+
+def test_after_a_stop_the_opening_is_sent_again_and_older_answers_count_no_more(gripper, link, told):
+    link.says = None
+    move_all(gripper, [0.5, 0.5])
+    gripper.stop()
+    assert link.stops == 1
+    for answer in (Answer.REFUSED, Answer.ABORTED):
+        link.answers[0](answer)
+    move_all(gripper, [0.5, 0.5], NOW_NS + 40 * MS)
+    assert link.sent == [0.5, 0.5] and told == []
 
 
 def test_without_a_gripper_nothing_happens(told):
     gripper = Gripper(None, told.append)
     gripper.move(1.0, ControlKnobs(), NOW_NS)
+    gripper.stop()
     gripper.close()
     assert told == []
 
@@ -211,3 +241,14 @@ def test_a_trajectory_has_one_point_that_begins_on_arrival(peer, open_gripper, t
     (point,) = message.points
     assert list(point.positions) == [0.01, 0.01]
     assert (point.time_from_start.sec, point.time_from_start.nanosec) == (0, 500 * MS)
+
+
+def test_a_stop_publishes_no_trajectory(peer, open_gripper):
+    knobs = ControlKnobs(gripper="joint_trajectory", gripper_joints=JOINTS, dry_run=False)
+    gripper, heard = open_gripper(knobs), []
+    peer.node.create_subscription(JointTrajectory, "gripper_trajectory", heard.append, 10)
+    peer.wait(lambda: heard, "the trajectory", meanwhile=keep_moving(gripper, 0.25, knobs))
+    gripper.stop()
+    gripper.move(0.75, knobs, NOW_NS)
+    peer.wait(lambda: len(heard) == 2, "the next opening")
+    assert [list(message.points[0].positions) for message in heard] == [[0.01, 0.01], [0.03, 0.03]]

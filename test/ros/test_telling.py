@@ -74,9 +74,12 @@ class Topic:
 @pytest.mark.parametrize("listeners", [(0, 0), (1, 0), (0, 1), (2, 3)])
 def test_only_what_someone_listens_to_is_made(listeners):
     topics = [Topic(count) for count in listeners]
-    node = type("Node", (), {"create_lifecycle_publisher": lambda self, kind, *_, **__: topics[
-        kind is interface.PATH.type]})
-    teller = ChunkTeller(node(), ControlKnobs())
+
+    class Node:
+        def create_lifecycle_publisher(self, kind, *_, **__):
+            return topics[kind is interface.PATH.type]
+
+    teller = ChunkTeller(Node(), ControlKnobs())
     assert teller.wanted is any(listeners)
     teller.tell(chunk(), TOOL)
     assert [len(topic.sent) for topic in topics] == [int(count > 0) for count in listeners]
