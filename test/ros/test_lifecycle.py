@@ -38,8 +38,8 @@ def test_the_whole_life_and_back(launch, peer):
     assert peer.transition("cleanup") and peer.state_label() == "unconfigured"
     # A second life with a policy of its own.
     assert peer.transition("configure") and len(running.policies) == 2
-    peer.instruct("go")
     assert peer.transition("activate")
+    peer.instruct("go")
     peer.wait_twists(moves, "motion in the second life", count=3)
     assert peer.transition("active_shutdown") and peer.state_label() == "finalized"
 
