@@ -10,7 +10,7 @@ from sqap_vla_ros.cli.arguments import read_number
 _EPILOG = """The real node runs in a process of its own, with a policy that takes 10 ms and knows when it began and
 ended, beside a camera of 640 x 480 px at 30 Hz; every picture starts an inference. Measured are
 
-  picture to inference   from the picture's stamp, taken before transforms, calibration and picture are sent
+  picture to inference   from the moment in which the camera gives a picture to ROS, to publish it
   inference to command   from the end of an inference to the arrival of its first command at a subscriber
   CPU without camera     of the active node, which then only holds the robot, as a share of one core
   CPU with camera        the same while pictures come

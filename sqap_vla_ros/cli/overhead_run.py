@@ -19,7 +19,7 @@ from sqap_vla_ros.cli.processes import NodeProcess
 from sqap_vla_ros.cli.progress import TimedProgress
 from sqap_vla_ros.cli.soak_run import POLICY, ROBOT, ROBOT_MODULE, open_folder
 from sqap_vla_ros.errors import SqapError
-from sqap_vla_ros.ros.rig.overhead import OverheadOperator, measure_delays
+from sqap_vla_ros.ros.rig.overhead import OverheadOperator, measure_delays, read_sent
 from sqap_vla_ros.ros.rig.timed_policy import read_trace
 
 TRANSPORT = Path(__file__).parents[1] / "assets" / "fastdds.xml"
@@ -44,7 +44,7 @@ def run_verb(args: argparse.Namespace) -> int:
         os.environ.setdefault(variable, str(TRANSPORT))
     end_politely()
     with TimedProgress(console) as progress:
-        measured = _measure(args.seconds, logs, args.out / "trace.json", progress)
+        measured = _measure(args.seconds, logs, args.out, progress)
     within = all(_value(measured[name]) < limit for name, limit in TARGETS.items())
     summary = {"worked": within, **measured, "targets": TARGETS}
     file = args.out / "summary.json"
@@ -55,9 +55,10 @@ def run_verb(args: argparse.Namespace) -> int:
     return 0 if within else 1
 
 
-def _measure(seconds: float, logs: Path, trace: Path, progress: TimedProgress) -> dict[str, Any]:
-    robot = NodeProcess(ROBOT, ROBOT_MODULE, CAMERA, logs)
-    policy = NodeProcess(POLICY, POLICY_MODULE, {**KNOBS, "trace": str(trace.resolve())}, logs)
+def _measure(seconds: float, logs: Path, folder: Path, progress: TimedProgress) -> dict[str, Any]:
+    sent, trace = (folder.resolve() / name for name in ("sent.json", "trace.json"))
+    robot = NodeProcess(ROBOT, ROBOT_MODULE, {**CAMERA, "trace": str(sent)}, logs)
+    policy = NodeProcess(POLICY, POLICY_MODULE, {**KNOBS, "trace": str(trace)}, logs)
 
     def check() -> None:
         robot.check()
@@ -80,7 +81,7 @@ def _measure(seconds: float, logs: Path, trace: Path, progress: TimedProgress) -
         operator.close()
         policy.stop()
         robot.stop()
-    before, behind = measure_delays(read_trace(trace), operator.first_arrivals, since_ns)
+    before, behind = measure_delays(read_trace(trace), read_sent(sent), operator.first_arrivals, since_ns)
     if not len(before) or not len(behind):
         raise SqapError(f"no inference was followed by a command. {policy.tell_log()}")
     return {"pictures": len(before), "picture_to_inference_ms": _summarize(before),

@@ -14,8 +14,9 @@ MS = 1_000_000
 
 def test_delays_are_before_and_behind_each_inference_and_lost_commands_are_left_out():
     spans = [Span(0, 50 * MS, 60 * MS), Span(100 * MS, 103 * MS, 113 * MS), Span(200 * MS, 205 * MS, 215 * MS)]
-    before, behind = measure_delays(spans, {0: 61 * MS, 1: 115 * MS}, 100 * MS)
-    np.testing.assert_allclose(before, (3.0, 5.0))
+    sent = {0: 0, 100 * MS: 101 * MS, 200 * MS: 202 * MS}
+    before, behind = measure_delays(spans, sent, {0: 61 * MS, 1: 115 * MS}, 100 * MS)
+    np.testing.assert_allclose(before, (2.0, 3.0))
     np.testing.assert_allclose(behind, (2.0,))
 
 

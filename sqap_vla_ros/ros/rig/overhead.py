@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
@@ -53,17 +55,23 @@ class OverheadOperator(PolicyClient):
             self.first_arrivals.setdefault(read_mark(message.twist.linear.x), at_ns)
 
 
-def measure_delays(spans: Sequence[Span], first_arrivals: dict[int, int], since_ns: int
+def read_sent(file: Path) -> dict[int, int]:
+    """What the robot has written."""
+    return {int(stamp): at_ns for stamp, at_ns in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def measure_delays(spans: Sequence[Span], sent_ns: dict[int, int], first_arrivals: dict[int, int], since_ns: int
                    ) -> tuple[np.ndarray, np.ndarray]:
     """Delays before and behind each inference.
 
     :param spans: inferences in the order of their marks
+    :param sent_ns: when the picture of each stamp was given to ROS to be published, ns
     :param first_arrivals: when the first command of each mark came, ns
     :param since_ns: inferences that began earlier are left out
-    :return: (N,) ms from a picture's stamp to the beginning of its inference, and (M,) ms from the end of an inference
-        to the arrival of its first command; M is less than N where a command never came
+    :return: (N,) ms from a picture's publication to the beginning of its inference, and (M,) ms from the end of an
+        inference to the arrival of its first command; M is less than N where a command never came
     """
     counted = [(mark, span) for mark, span in enumerate(spans) if span.began_ns >= since_ns]
-    before = [span.began_ns - span.stamp_ns for _, span in counted]
+    before = [span.began_ns - sent_ns[span.stamp_ns] for _, span in counted]
     behind = [first_arrivals[mark] - span.ended_ns for mark, span in counted if mark in first_arrivals]
     return np.array(before) * 1e-6, np.array(behind) * 1e-6

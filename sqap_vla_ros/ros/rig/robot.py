@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +89,9 @@ class RobotNode(Node):
         width, height, rate_hz, seed = (self.declare_parameter(
             name, default, ParameterDescriptor(description=meaning, read_only=True)).value
             for name, (default, meaning) in PARAMETERS.items())
+        self._trace = str(self.declare_parameter("trace", "", ParameterDescriptor(
+            description="File of the times at which pictures were sent; empty writes none.", read_only=True)).value)
+        self._sent_ns: dict[int, int] = {}
         self._random, self._fault = random.Random(seed), ""
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -103,8 +109,10 @@ class RobotNode(Node):
         self.create_timer(1.0 / rate_hz, self._on_frame, clock=self._wall)
 
     def close(self) -> None:
-        """Take the gripper away."""
+        """Take the gripper away, write the times."""
         self._gripper.destroy()
+        if self._trace:
+            Path(self._trace).write_text(json.dumps(self._sent_ns) + "\n", encoding="utf-8")
 
     def _on_fault(self, message: String) -> None:
         self._fault = message.data
@@ -122,7 +130,10 @@ class RobotNode(Node):
             self._publish_frames(stamp_ns)
         self._info.publish(codecs.encode_camera_info(self._camera, stamp_ns, CAMERA_FRAME))
         if self._fault != CAMERA_STOPS.name:
-            self._image.publish(self._take_picture(stamp_ns))
+            picture = self._take_picture(stamp_ns)
+            if self._trace:
+                self._sent_ns[stamp_ns] = time.time_ns()
+            self._image.publish(picture)
 
     def _publish_frames(self, stamp_ns: int) -> None:
         hand = np.array([0.0, 0.0, _DEPTH_M])
