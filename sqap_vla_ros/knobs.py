@@ -55,6 +55,10 @@ class ModelKnobs:
     threads: int = knob(1, "CPU threads of one inference.", minimum=1, maximum=256)
     dataset: str = knob("", "Data set whose statistics give actions their units; empty takes the only one that the "
                         "checkpoint knows.")
+    meters_per_unit: float = knob(1.0, "What 1 means in an action's first three numbers, m; other than 1 where a data "
+                                  "set holds inputs of a controller, as LIBERO's does (0.05).", minimum=1e-6,
+                                  maximum=1.0)
+    radians_per_unit: float = knob(1.0, "The same for the next three, rad (LIBERO: 0.5).", minimum=1e-6, maximum=10.0)
     # Tests hold these to PRESETS in models.pictures and in models.oft_presets, which import torch.
     pictures: str = knob("none", "What is done to a camera's picture before the model's own transform, as the scripts "
                          "of its authors do.", choices=("none", "libero", "libero-uncropped", "bridge", "oft",

@@ -22,7 +22,7 @@ from sqap_vla_ros.models.vla import Later, VlaModel
 from sqap_vla_ros.policy.choice import OneChoice, every_token
 from sqap_vla_ros.policy.compression import find_observations
 from sqap_vla_ros.policy.observations import StoredObservation
-from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, scale_actions, unnormalize_actions
 from sqap_vla_ros.policy.reference import REFERENCE_FILE, Reference, load_reference
 from sqap_vla_ros.policy.safety import check_finite
 from sqap_vla_ros.policy.stage_watch import StageWatch
@@ -147,6 +147,7 @@ class Policy:
         watch.end("preprocess")
         actions, tokens = self._run(inputs, watch)
         steps = unnormalize_actions(actions[0].double().cpu().numpy(), self.model.action_spec)
+        steps = scale_actions(steps, self.config.model)
         check_finite("the predicted action", steps)
         watch.end("head")
         period_ns = round(self.config.control.step_period_s * 1e9)

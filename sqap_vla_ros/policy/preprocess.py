@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, VlaModel
@@ -53,6 +54,18 @@ def prepare_state(state: np.ndarray | None, model: VlaModel) -> Tensor | None:
     if not np.isfinite(state).all():
         raise InputError(f"a robot state must be finite, got {state.tolist()}")
     return torch.from_numpy(state.copy())
+
+
+def scale_actions(steps: np.ndarray, knobs: ModelKnobs) -> np.ndarray:
+    """Actions in a data set's units to metres and radians.
+
+    :param steps: (T, D) as :func:`unnormalize_actions` gives them
+    :param knobs: what 1 means; with anything but 1 there must be 7 dimensions
+    :return: (T, D)
+    """
+    if knobs.meters_per_unit == knobs.radians_per_unit == 1.0:
+        return steps
+    return steps * np.repeat((knobs.meters_per_unit, knobs.radians_per_unit, 1.0), (3, 3, 1))
 
 
 def unnormalize_actions(actions: np.ndarray, spec: ActionSpec) -> np.ndarray:

@@ -96,6 +96,10 @@ def check_fit(config: Config, facts: CheckpointFacts) -> list[StoredObservation]
     """
     find_dtype(config.model)
     check_recipe(config, facts)
+    knobs, dimensions = config.model, len(facts.model.action_spec.low)
+    if not (knobs.meters_per_unit == knobs.radians_per_unit == 1.0 or dimensions == len(ACTION_NAMES)):
+        raise ConfigError(f"model.meters_per_unit and model.radians_per_unit are for actions of {len(ACTION_NAMES)} "
+                          f"numbers, and those of '{config.model.checkpoint}' have {dimensions}; leave them at 1")
     check_pictures(facts.model.image_spec, facts.model.pictures)
     build_pruner(config, facts.model, find_device(config.model.device))
     if config.model.recipe not in RECIPES:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, ImageSpec
-from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, scale_actions, unnormalize_actions
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = ImageSpec(56, "letterbox", (HALF, (0.4, 0.4, 0.4)), (HALF, HALF))
@@ -67,3 +68,10 @@ def test_actions_reach_their_bounds_and_the_gripper_stays():
 def test_actions_beyond_the_bounds_and_not_finite_pass_through():
     spec = ActionSpec(1, (-1.0, 0.0), (3.0, 1.0), (True, True))
     np.testing.assert_allclose(unnormalize_actions(np.array([[2.0, np.nan]]), spec), [[5.0, np.nan]])
+
+
+def test_a_controllers_inputs_become_metres_and_radians():
+    steps = np.ones((2, 7))
+    assert scale_actions(steps, ModelKnobs()) is steps
+    scaled = scale_actions(steps, ModelKnobs(meters_per_unit=0.05, radians_per_unit=0.5))
+    np.testing.assert_allclose(scaled, [[0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 1.0]] * 2)
