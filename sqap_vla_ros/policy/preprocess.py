@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sqap_vla_ros.errors import InputError
-from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.geometry.image_map import ImageMap
+from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, VlaModel
 
