@@ -42,6 +42,7 @@ class Actuation:
         self._interlock, self._report, self._find_tool = interlock, report, find_tool
         self._limiter = MotionLimiter(1.0 / config.control.command_hz)
         self._stopped, self._closings = True, interlock.closings
+        self._unstopped = False  # whether a stop waits for the tool's place
         # The steps of which a clamp, or a hold for want of the tool's pose, was counted last.
         self._counted, self._held = (0, -1), (0, -1)
         with ExitStack() as closing:
@@ -75,6 +76,8 @@ class Actuation:
             self._report.note_failure("inference", error)
             moves = False
         if not moves:
+            if self._unstopped:
+                self._stop(config, now_ns)
             cycle.hold(now_ns)
             self._limiter.rest()
             self._commander.hold(now_ns)
@@ -96,6 +99,7 @@ class Actuation:
         """Forget where the robot was sent, after the clock jumped."""
         self._commander.restart()
         self._limiter.rest()
+        self._unstopped = True
 
     def end(self) -> None:
         """The node is deactivated."""
@@ -120,7 +124,7 @@ class Actuation:
 
     def _stop(self, config: Config, now_ns: int) -> None:
         tool = self._find_tool(now_ns, config.safety.max_tool_age_s).pose if self._commander.needs_tool else None
-        self._commander.stop(now_ns, tool)
+        self._unstopped = not self._commander.stop(now_ns, tool)
         self._limiter.rest()
 
     def _move(self, command: Command, config: Config, now_ns: int) -> bool:
@@ -132,7 +136,10 @@ class Actuation:
             late_s = age_s(found.stamp_ns, now_ns) if found.stamp_ns else 0.0
         if not why_not:
             position = None if tool is None else self._commander.find_position(tool)
-            limited = self._limiter.limit(command.velocity, now_ns, config.safety, position, late_s)
+            # A pose that was commanded has no age.
+            is_measured = tool is not None and position is tool[0]
+            limited = self._limiter.limit(command.velocity, now_ns, config.safety, position,
+                                          late_s if is_measured else 0.0)
             self._count(command, limited.reasons)
             why_not = self._commander.command(limited.velocity, command.opening, config.control, now_ns, tool)
         if why_not and self._held != command.step:

@@ -43,8 +43,8 @@ class ArmCommands(Protocol):
     def restart(self) -> None:
         """Forget where the arm was sent."""
 
-    def stay(self, tool: ToolPose) -> None:
-        """Rest where the tool is, instead of where the arm was sent."""
+    def stay(self, tool: ToolPose | None) -> bool:
+        """Rest where the tool is, instead of where the arm was sent; whether that can be done."""
 
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""
@@ -102,18 +102,18 @@ class Commander:
         if message is not None:
             self._publisher.publish(message)
 
-    def stop(self, now_ns: int, tool: ToolPose | None) -> None:
-        """Stand still now, where the tool is; said several times, and the gripper stops too.
+    def stop(self, now_ns: int, tool: ToolPose | None) -> bool:
+        """Stand still now, where the tool is; said several times, and goals of the gripper are called off.
 
-        :param tool: where it is in the base frame; None when that is not known, and an arm that follows poses is left
-            with the last one
+        :param tool: where it is in the base frame; None when that is not known
+        :return: whether this was all; an arm that follows poses is to be stopped again when the tool's place is known
         """
-        if tool is not None:
-            self._arm.stay(tool)
+        stays = self._arm.stay(tool)
         for _ in range(HALTS):
             self.hold(now_ns)
         self._gripper.stop()
         self.restart()
+        return stays
 
     def wait_for_receipt(self) -> None:
         """Wait until what was sent has arrived, for a moment at most."""
@@ -151,8 +151,9 @@ class Velocities:
     def restart(self) -> None:
         """A velocity has no memory."""
 
-    def stay(self, tool: ToolPose) -> None:
+    def stay(self, tool: ToolPose | None) -> bool:
         """A velocity of zero leads nowhere."""
+        return True
 
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""
@@ -168,11 +169,13 @@ class Poses:
         self._frame = knobs.base_frame
         self._target = PoseTarget()
         self._pose: ToolPose | None = None
+        self._leads = False  # whether the arm may still be on its way to a pose
         self._at_ns = 0
 
     def move(self, velocity: np.ndarray, now_ns: int, tool: ToolPose | None) -> tuple[PoseStamped, str]:
         """See :class:`ArmCommands`; the velocity counts from the message before this one."""
         assert tool is not None
+        self._leads = True
         if self._pose is None:
             self._target.start(*tool)
             self._pose, self._at_ns = tool, now_ns
@@ -196,10 +199,11 @@ class Poses:
         self._target.clear()
         self._pose = None
 
-    def stay(self, tool: ToolPose) -> None:
-        """See :class:`ArmCommands`; an arm that was sent nowhere is left alone."""
-        if self._pose is not None:
-            self._pose = tool
+    def stay(self, tool: ToolPose | None) -> bool:
+        """See :class:`ArmCommands`; an arm that was sent nowhere since is left alone."""
+        if self._leads and tool is not None:
+            self._pose, self._leads = tool, False
+        return not self._leads
 
     def find_position(self, tool: ToolPose) -> np.ndarray:
         """See :meth:`Commander.find_position`."""

@@ -29,9 +29,9 @@ from tf2_msgs.msg import TFMessage
 from trajectory_msgs.msg import JointTrajectory, MultiDOFJointTrajectory
 
 try:
-    from rclpy.event_handler import PublisherEventCallbacks
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 except ImportError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 
 class Qos(Enum):
@@ -171,6 +171,12 @@ def subscribe(node: Node, endpoint: Endpoint, callback: Callable[[Any], None]) -
     """Create the receiving end of a topic."""
     assert endpoint.qos is not None, f"{endpoint.name} is not a topic"
     return node.create_subscription(endpoint.type, endpoint.name, callback, endpoint.qos.profile())
+
+
+def subscribe_latched(node: Node, endpoint: Endpoint, callback: Callable[[Any], None]) -> Subscription:
+    """Create one more receiving end of a topic, for what a sender sent before and kept; others are no cause to warn."""
+    return node.create_subscription(endpoint.type, endpoint.name, callback, Qos.LATCHED.profile(),
+                                    event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
 
 
 def advertise(node: Node, endpoint: Endpoint) -> Publisher:

@@ -17,7 +17,7 @@ class Interlock:
         self._stopped = False
         self._fault: str | None = None
         self._failures = 0
-        self.closings = 0  # how often a stop or a fault began, so that none goes unseen that was short
+        self.closings = 0  # how often an interlock was closed, so that none goes unseen that was short
 
     @property
     def is_stopped(self) -> bool:
@@ -28,6 +28,10 @@ class Interlock:
     def open(self) -> bool:
         """Whether neither a stop nor a fault is latched."""
         return not self._stopped and self._fault is None
+
+    def note_closing(self) -> None:
+        """Another interlock, actuation, was closed."""
+        self.closings += 1
 
     def press(self, pressed: bool) -> None:
         """The e-stop's button has told how it is.

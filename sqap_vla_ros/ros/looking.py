@@ -61,10 +61,16 @@ class Looking:
 
     def watch(self, config: Config, wall_ns: int) -> None:
         """Call it a fault when an inference does not end."""
+        if sentence := self.why_hung(config, wall_ns):
+            self._panel.trip(sentence)
+
+    def why_hung(self, config: Config, wall_ns: int) -> str:
+        """That an inference does not end, in a sentence; empty when none hangs."""
         busy_s = age_s(self._began_ns, wall_ns) if self._worker.busy else 0.0
-        if busy_s > config.safety.max_inference_s:
-            self._panel.trip(f"an inference has taken {busy_s:.1f} s by now, and safety.max_inference_s is "
-                             f"{config.safety.max_inference_s:g} s")
+        if busy_s <= config.safety.max_inference_s:
+            return ""
+        return (f"an inference has taken {busy_s:.1f} s by now, and safety.max_inference_s is "
+                f"{config.safety.max_inference_s:g} s")
 
     def take(self, cycle: Cycle, config: Config, now_ns: int) -> list[tuple[Job, Inference, str]]:
         """Take the policy's answers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
@@ -21,14 +20,16 @@ class Panel:
     :param node: whose parameter ``control.enable_actuation`` is the second interlock
     :param report: where a stop and a fault are counted and told
     :param on_stop: called when a stop or a fault begins
+    :param why_still: what still goes wrong, in a sentence, so that a reset would not last; empty when nothing does
     """
 
-    def __init__(self, node: LifecycleNode, report: Reporter, on_stop: Callable[[], None]) -> None:
+    def __init__(self, node: LifecycleNode, report: Reporter, on_stop: Callable[[], None],
+                 why_still: Callable[[], str]) -> None:
         self.interlock = Interlock()
-        self._node, self._report, self._on_stop = node, report, on_stop
+        self._node, self._report, self._on_stop, self._why_still = node, report, on_stop, why_still
         # A button that only told of itself before this node was there is heard too, if it keeps its last word.
-        for end in (interface.ESTOP, replace(interface.ESTOP, qos=interface.Qos.LATCHED)):
-            interface.subscribe(node, end, self._on_estop)
+        for subscribe in (interface.subscribe, interface.subscribe_latched):
+            subscribe(node, interface.ESTOP, self._on_estop)
         for end, answer in ((interface.ENABLE_ACTUATION, self._on_enable), (interface.RESET_FAULT, self._on_reset)):
             node.create_service(end.type, end.name, answer)
 
@@ -62,7 +63,7 @@ class Panel:
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.message = self.interlock.reset()
+        response.message = self._why_still() or self.interlock.reset()
         response.success = not response.message
         response.message = response.message or "the node may move the robot again; say the instruction again"
         return response

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -75,3 +76,9 @@ def change_config(config: Config, parameters: Iterable[Parameter], *, configured
         raise ConfigError(f"{', '.join(fixed)} cannot change while the node is configured; "
                           "deactivate and clean up first")
     return build_config(changes, config)
+
+
+def differ_in_actuation_alone(before: Config, changed: Config) -> bool:
+    """Whether two configurations are the same, but for ``control.enable_actuation``."""
+    control = replace(changed.control, enable_actuation=before.control.enable_actuation)
+    return replace(changed, control=control) == before

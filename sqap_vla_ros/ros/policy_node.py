@@ -35,7 +35,7 @@ from sqap_vla_ros.ros.lifecycle import SafeLifecycleNode, run_node
 from sqap_vla_ros.ros.looking import Looking
 from sqap_vla_ros.ros.overlay import OverlayPublisher, OverlayRequest
 from sqap_vla_ros.ros.panel import Panel
-from sqap_vla_ros.ros.parameters import change_config, declare_parameters, read_config
+from sqap_vla_ros.ros.parameters import change_config, declare_parameters, differ_in_actuation_alone, read_config
 from sqap_vla_ros.ros.transforms import FootprintFinder, FoundTool
 
 NODE_NAME = "policy_node"
@@ -63,7 +63,7 @@ class PolicyNode(SafeLifecycleNode):
         self._closing, self._active = ExitStack(), False
         self._latest_ns = 0
         self._cycle, self._report = Cycle(), Reporter(self)
-        self._panel = Panel(self, self._report, lambda: self._instructions.end("the robot was stopped"))
+        self._panel = Panel(self, self._report, lambda: self._instructions.end("the robot was stopped"), self._why_hung)
         self._instructions = Instructions(self, self._report, self._accept_instruction)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
         self._beats = Beats(self, self._wall, self._on_tick, self._on_command_due)
@@ -190,7 +190,7 @@ class PolicyNode(SafeLifecycleNode):
         before, configured = self._config, self.phase in ("inactive", "active")
         try:
             changed = change_config(before, parameters, configured=self.phase != "unconfigured")
-            if self.phase == "configuring" and changed != before:
+            if self.phase == "configuring" and not differ_in_actuation_alone(before, changed):
                 raise ConfigError("the node is being configured by what the parameters were; set them when it is done")
             if configured and changed.prune != before.prune:
                 self._policy.adapt(changed.prune)
@@ -198,6 +198,8 @@ class PolicyNode(SafeLifecycleNode):
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._config = changed
+        if before.control.enable_actuation and not changed.control.enable_actuation:
+            self._panel.interlock.note_closing()
         if configured:
             self._cameras.knobs = changed.input
             self._finder.max_future_s = changed.safety.max_future_s
@@ -210,6 +212,9 @@ class PolicyNode(SafeLifecycleNode):
         self._look()
         self._looking.watch(self._config, self._wall_ns())
         self._report.watch_hold(*self._why_hold(self._now_ns()))
+
+    def _why_hung(self) -> str:
+        return self._looking.why_hung(self._config, self._wall_ns()) if self._active else ""
 
     def _look(self) -> None:
         self._looking.begin(self._cycle, self._config, self._now_ns(), self._wall_ns())

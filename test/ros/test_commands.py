@@ -119,13 +119,18 @@ def test_a_pose_starts_at_the_tool_follows_the_velocity_and_is_held(peer, comman
     np.testing.assert_allclose(numbers(take(peer, heard[POSE]))[0], (0.525, 0.1, 0.3), atol=1e-12)
 
 
-def test_after_a_halt_a_pose_starts_at_the_tool_again(peer, command):
+def test_a_stop_is_where_the_tool_is_and_a_pose_starts_there_again(peer, command):
     commander, knobs, heard = command(command="pose")
     for passed_ms in (0, 100):
         commander.command(np.array([0.5, 0, 0, 0, 0, 0]), 1.0, knobs, NOW_NS + passed_ms * MS, TOOL)
-    commander.halt(NOW_NS + 120 * MS)
-    peer.wait(lambda: heard[POSE] and codecs.stamp_to_ns(heard[POSE][-1].header.stamp) == NOW_NS + 120 * MS, "halt")
+    # Without the tool's place the last pose stays, and a stop that waits for it is asked for again.
+    assert commander.stop(NOW_NS + 120 * MS, None) is False
+    peer.wait(lambda: heard[POSE] and codecs.stamp_to_ns(heard[POSE][-1].header.stamp) == NOW_NS + 120 * MS, "stop")
     np.testing.assert_allclose(numbers(heard[POSE][-1])[0], (0.55, 0.1, 0.3), atol=1e-12)
+    here = (np.array([0.52, 0.1, 0.3]), TOOL[1])
+    assert commander.stop(NOW_NS + 130 * MS, here) is True
+    peer.wait(lambda: codecs.stamp_to_ns(heard[POSE][-1].header.stamp) == NOW_NS + 130 * MS, "stop at the tool")
+    np.testing.assert_allclose(numbers(heard[POSE][-1])[0], here[0], atol=1e-12)
     heard[POSE].clear()
     commander.hold(NOW_NS + 140 * MS)
     moved = (np.array([0.2, 0.2, 0.2]), TOOL[1])
@@ -204,7 +209,7 @@ class Silent:
     def __init__(self):
         self.sent, self.waited_ns = [], []
 
-    def create_lifecycle_publisher(self, *_):
+    def create_lifecycle_publisher(self, *_, **__):
         return self
 
     def publish(self, message):
@@ -216,6 +221,8 @@ class Silent:
 
 def test_halts_are_as_many_as_servo_sends_and_their_receipt_is_waited_for():
     node = Silent()
-    Commander(node, ControlKnobs(gripper="none"), pytest.fail).halt(NOW_NS)
+    commander = Commander(node, ControlKnobs(gripper="none"), pytest.fail)
+    assert commander.stop(NOW_NS, None) is True
+    commander.wait_for_receipt()
     assert len(node.sent) == HALTS == 4 and node.waited_ns == [200 * MS]
     assert not any(np.concatenate(codecs.decode_twist(message)).any() for message in node.sent)
