@@ -225,11 +225,11 @@ def test_the_tools_pose_is_that_of_the_moment_or_else_the_latest(eyes):
         eyes.put_one("arm", "tool", (0.0, 0.5, 0.0), stamp_ns, rotation=turned)
     found = eyes.finder.find_tool("base", "tool", S + S // 2, 0.2)
     assert (found.hit, found.reason) == (TfHit.EXACT, "")
-    np.testing.assert_allclose(found.pose.position, (1.5, 0.5, 0.0))
-    np.testing.assert_allclose(found.pose.quaternion, turned)
+    np.testing.assert_allclose(found.pose[0], (1.5, 0.5, 0.0))
+    np.testing.assert_allclose(found.pose[1], turned)
     found = eyes.finder.find_tool("base", "tool", 2 * S + S // 10, 0.2)
     assert (found.hit, found.reason) == (TfHit.LATEST, "")
-    np.testing.assert_allclose(found.pose.position, (2.0, 0.5, 0.0))
+    np.testing.assert_allclose(found.pose[0], (2.0, 0.5, 0.0))
 
 
 def test_why_the_tools_pose_is_not_known_is_told(eyes):
