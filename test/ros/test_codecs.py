@@ -261,7 +261,6 @@ def test_positions_go_by_their_joints():
         codecs.decode_joint_positions(JointState(name=["a", "b"], position=[0.5]))
 
 
-
 def test_a_velocity_survives_both_ways():
     message = codecs.encode_twist((0.1, -0.2, 0.3), (1.0, 2.0, -3.0), 2_000_000_001, "base")
     assert (message.header.frame_id, codecs.stamp_to_ns(message.header.stamp)) == ("base", 2_000_000_001)
