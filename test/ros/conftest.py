@@ -177,13 +177,24 @@ class Peer:
     def say(self, text):
         self.instruction_out.publish(String(data=text))
 
-    def instruct(self, text, echo=None):
-        """Say it and wait until the node says what is in force."""
+    def instruct(self, text, echo=None, repeat_s=1.0):
+        """Say it, again and again, until the node says that it is in force.
+
+        A node that is not active yet drops what it hears, and so does one that does not know this peer yet.
+        """
         echo = text if echo is None else echo
         self.wait(lambda: self.instruction_out.get_subscription_count() > 0, "subscription to the instruction")
         self.heard["active"].clear()
-        self.say(text)
-        self.wait(lambda: self.heard["active"] and self.heard["active"][-1].data == echo, f"echo of '{text}'")
+        said = float("-inf")
+
+        def repeat():
+            nonlocal said
+            if time.monotonic() - said > repeat_s:
+                said = time.monotonic()
+                self.say(text)
+
+        self.wait(lambda: self.heard["active"] and self.heard["active"][-1].data == echo, f"echo of '{text}'",
+                  meanwhile=repeat)
 
     def send_frame(self, *, stamp_ns=None, image=(), info=(), tf=True, frame_id=CAMERA_FRAME):
         """One picture with its calibration and transforms, in the order a robot sends them.
