@@ -16,6 +16,8 @@ from sqap_vla_ros.knobs import ControlKnobs
 
 # After so long a rest, control cycle and commands run at these rates at most.
 REST_AFTER_NS, REST_HZ = 1_000_000_000, (5.0, 20.0)
+# So many periods since the last command are a stall of the executor.
+_STALL_PERIODS = 1.5
 
 
 class Beats:
@@ -31,10 +33,12 @@ class Beats:
         self._node, self._clock, self._callbacks = node, clock, (on_tick, on_command)
         self._timers: list[Timer] = []
         self._resting, self._moved_ns = False, 0
+        self._asked_ns, self._stalled = 0, False
 
     def start(self, control: ControlKnobs) -> None:
         """Begin to beat."""
-        self._resting, self._moved_ns = False, self._clock.now().nanoseconds
+        self._resting, self._stalled = False, False
+        self._moved_ns = self._asked_ns = self._clock.now().nanoseconds
         self._timers = [self._node.create_timer(1.0 / rate_hz, callback, clock=self._clock)
                         for rate_hz, callback in zip(_rates(control), self._callbacks, strict=True)]
 
@@ -54,6 +58,17 @@ class Beats:
         if self._resting != (now_ns - self._moved_ns > REST_AFTER_NS):
             self._resting = not self._resting
             self.tune(control)
+
+    def comes_behind_a_stall(self) -> bool:
+        """Whether the executor stood still until now; asked before each command, and true at most every second time.
+
+        rclpy serves timers before topics, so the first command behind a stall would bear the time that /clock told
+        before it; the next comes when /clock has been read.
+        """
+        now_ns = self._clock.now().nanoseconds
+        gap_ns, self._asked_ns = now_ns - self._asked_ns, now_ns
+        self._stalled = not self._stalled and gap_ns > _STALL_PERIODS * self._timers[1].timer_period_ns
+        return self._stalled
 
     def tune(self, control: ControlKnobs) -> None:
         """Take up changed rates."""

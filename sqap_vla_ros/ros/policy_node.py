@@ -249,9 +249,10 @@ class PolicyNode(SafeLifecycleNode):
             self._send_command()
 
     def _send_command(self) -> None:
-        now_ns, execute_steps = self._now_ns(), self._config.control.execute_steps
-        waits = (self._simulated and not self._actuation.why_stopped(self._config)[0]
-                 and self._cycle.must_wait(now_ns, self._wall_ns(), execute_steps))
+        now_ns = self._now_ns()
+        waits = self._simulated and (self._beats.comes_behind_a_stall() or (
+            not self._actuation.why_stopped(self._config)[0]
+            and self._cycle.must_wait(now_ns, self._wall_ns(), self._config.control.execute_steps)))
         if now_ns > 0 and not waits:
             moves = self._actuation.send(self._cycle, self._config, now_ns)
             self._beats.note(self._config.control, moves=moves)

@@ -1,5 +1,6 @@
 """Simulated time that stands still, jumps ahead and jumps back."""
 
+import threading
 import time
 
 import numpy as np
@@ -173,3 +174,24 @@ def test_a_chunk_runs_by_simulated_time_not_by_the_wall(lock_step):
         loop.peer.wait(lambda now_ns=now_ns: len([message for message in loop.peer.heard["twist"]
                                                   if stamp(message) == now_ns]) >= 3, "commands while time stands")
         assert {speed(message) for message in loop.peer.heard["twist"] if stamp(message) == now_ns} == {0.1}
+
+
+def test_behind_a_stall_no_command_bears_the_time_before_it(lock_step, monkeypatch):
+    loop = lock_step(control__command_hz=50.0)
+    loop.begin("count")
+    peer, far_ns, inside, release = loop.peer, START_NS + 10 * STEP_NS, threading.Event(), threading.Event()
+
+    def stall(text):
+        inside.set()
+        release.wait()
+
+    monkeypatch.setattr(loop.running.policy, "check_instruction", stall)
+    peer.say("stall")
+    peer.wait(inside.is_set, "the stall")
+    peer.tick(far_ns)
+    arrived_s = time.monotonic() + 0.1
+    peer.wait(lambda: time.monotonic() > arrived_s, "the clock's way")
+    peer.heard["twist"].clear()
+    release.set()
+    peer.wait(lambda: len(peer.heard["twist"]) >= 3, "commands")
+    assert {stamp(message) for message in peer.heard["twist"]} == {far_ns}
