@@ -1,5 +1,20 @@
+# Copyright 2026 sqap_vla_ros maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The linters of ROS, with the package's own settings."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +48,25 @@ def test_ament_pep257(capsys):
     code = pep257.main(argv=["--convention", "pep257", "--add-ignore", *UNASKED, "--", *SOURCES])
     assert code == 0, capsys.readouterr().out
     assert "checking sqap_vla_ros/ros/policy_node.py" in capsys.readouterr().out
+
+
+def test_ament_copyright(capsys):
+    """With the package's files only; what else lies about here is nobody's source."""
+    copyright_lint = pytest.importorskip("ament_copyright.main", reason="ament_copyright comes with ROS 2")
+    assert copyright_lint.main([*SOURCES, "test", "interfaces", "LICENSE", "CONTRIBUTING.md"]) == 0, \
+        capsys.readouterr().out
+
+
+def test_each_source_begins_with_the_licence_s_header():
+    """As ament_copyright wants it, where that is not at hand."""
+    files = [path for folder in ("sqap_vla_ros", "launch", "test", "interfaces")
+             for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".c", ".cmake")]
+    heads = {path: [line.lstrip("#/").strip() for line in path.read_text(encoding="utf-8").splitlines()[:13]]
+             for path in files}
+    strays = [str(path) for path, head in heads.items() if any(head) and not (
+        re.fullmatch(r"Copyright \d{4} sqap_vla_ros maintainers", head[0])
+        and head[2].startswith("Licensed under the Apache License, Version 2.0"))]
+    assert len(files) > 300 and strays == []
 
 
 def test_a_fault_is_found(tmp_path, capsys):

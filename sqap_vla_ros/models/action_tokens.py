@@ -1,3 +1,17 @@
+# Copyright 2026 sqap_vla_ros maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Actions written as words: the last words of the vocabulary stand for the bins of a normalised action, backwards.
 
 OpenVLA generates one such word per dimension (Kim et al. 2024, "OpenVLA", section 3.2); OpenVLA-OFT without a head

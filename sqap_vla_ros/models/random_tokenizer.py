@@ -1,3 +1,17 @@
+# Copyright 2026 sqap_vla_ros maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A tokenizer for random checkpoints: Llama-2's ids for what its prompts are made of, letters for all else.
 
 The real vocabulary is not ours to give away. Prompts come out as long as with it, or longer where words are spelled.

@@ -1,3 +1,17 @@
+# Copyright 2026 sqap_vla_ros maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """`policy_node`: pictures, instruction and TF in; velocities and gripper goals out. Orchestration only.
 
 The executor thread owns all state and never runs the policy; the inference thread runs nothing else. Timers run on wall
@@ -84,8 +98,7 @@ class PolicyNode(SafeLifecycleNode):
         self._described = self._policy.describe()
         self._overlay = OverlayPublisher(self, lambda error: self._report.note_failure("overlay", error))
         self._closing.callback(self._end_thread, self._overlay.close)
-        self._finder = FootprintFinder(self, config.input.cameras, config.footprint,
-                                       config.safety.max_future_s)
+        self._finder = FootprintFinder(self, config.input.cameras, config.footprint, config.safety.max_future_s)
         self._closing.callback(self._finder.close)
         self._joints = JointStates(self, config.input)
         self._closing.callback(self._joints.close)
