@@ -67,7 +67,7 @@ def make_header(stamp_ns: int, frame_id: str) -> Header:
 def decode_image(message: Image) -> np.ndarray:
     """Message to picture.
 
-    :return: (H, W, 3) uint8 RGB, its own memory
+    :return: (H, W, 3) uint8 RGB, contiguous, read-only; the message's own memory where that is such a picture already
     :raises InputError: for an encoding that cannot be taken, no pixels, rows too short or data missing
     """
     encoding, width, height, step = message.encoding, message.width, message.height, message.step
@@ -85,16 +85,20 @@ def decode_image(message: Image) -> np.ndarray:
     if IMAGE_ENCODINGS[encoding] == 2 and width % 2:
         raise InputError(f"the image is {width} px wide; two pixels of {encoding} share their colour, so the width "
                          "must be even")
-    if encoding in _SAME_ENCODINGS or message.is_bigendian or step != row or len(message.data) != step * height:
-        # One tight picture with its colour order named: the same for every cv_bridge. Bytes have no byte order.
-        rows = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)[:, :row]
-        message = Image(height=height, width=width, encoding=_SAME_ENCODINGS.get(encoding, encoding), step=row,
-                        data=rows.tobytes())
-    try:
-        picture = _BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8")
-    except (cv_bridge.CvBridgeError, cv2.error) as error:
-        raise InputError(f"the image of encoding '{encoding}' cannot be converted: {error}") from error
-    return np.array(picture, dtype=np.uint8, order="C")
+    # One tight picture; bytes have no byte order.
+    padded = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)
+    rows = np.ascontiguousarray(padded[:, :row])
+    picture = rows.reshape(height, width, -1)
+    if encoding != "rgb8":
+        # Its colour order named, so that every cv_bridge does the same.
+        tight = Image(height=height, width=width, encoding=_SAME_ENCODINGS.get(encoding, encoding), step=row,
+                      data=rows.tobytes())
+        try:
+            picture = np.array(_BRIDGE.imgmsg_to_cv2(tight, desired_encoding="rgb8"), dtype=np.uint8, order="C")
+        except (cv_bridge.CvBridgeError, cv2.error) as error:
+            raise InputError(f"the image of encoding '{encoding}' cannot be converted: {error}") from error
+    picture.flags.writeable = False
+    return picture
 
 
 def _way_out(encoding: str) -> str:
@@ -112,7 +116,7 @@ def decode_compressed(message: CompressedImage) -> np.ndarray:
     ``format`` is as image_transport writes it, ``bgr8; jpeg compressed bgr8``: the picture's encoding, then in which
     order its colours were handed to the encoder; or only the name of the format.
 
-    :return: (H, W, 3) uint8 RGB, its own memory
+    :return: (H, W, 3) uint8 RGB, contiguous, read-only
     :raises InputError: for another format, a picture that is not whole, or one that has not 8 bits per channel
     """
     data, form = bytes(message.data), message.format

@@ -50,7 +50,7 @@ ENCODED = {"rgb8": RGB, "bgr8": RGB[..., ::-1], "rgba8": with_alpha(RGB), "bgra8
 def test_every_colour_order_gives_the_same_picture_whatever_the_rows_are_padded_with(encoding, padding):
     picture = codecs.decode_image(pack(ENCODED[encoding], encoding, padding))
     np.testing.assert_array_equal(picture, RGB)
-    assert picture.dtype == np.uint8 and picture.flags.c_contiguous and picture.flags.writeable
+    assert picture.dtype == np.uint8 and picture.flags.c_contiguous and not picture.flags.writeable
 
 
 @pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
@@ -136,7 +136,7 @@ def test_a_compressed_picture_keeps_its_colours():
     message = codecs.encode_compressed(SMOOTH, 3, "lens")
     assert message.format == "rgb8; jpeg compressed bgr8" and len(message.data) < SMOOTH.size / 2
     picture = codecs.decode_compressed(message)
-    assert picture.shape == SMOOTH.shape and picture.dtype == np.uint8 and picture.flags.writeable
+    assert picture.shape == SMOOTH.shape and picture.dtype == np.uint8 and not picture.flags.writeable
     assert np.abs(picture.astype(int) - SMOOTH).mean() < 3.0
 
 
