@@ -24,7 +24,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 ORDER = (
     {"errors"}, {"knobs"}, {"compiled", "config", "data", "standalone"}, {"fused_rows"},
     {"quantization", "pruning", "geometry"}, {"models"}, {"policy"},
-    {"ros", "simulation", "training", "evaluation"}, {"cli"},
+    {"ros", "simulation", "training", "evaluation"}, {"bags", "report"}, {"cli"},
 )
 # Siblings do not import each other, with three exceptions: the simulated robot's node is a ROS node, the demo policy
 # learns from the simulated expert, and policies are evaluated on the simulated table.
@@ -60,7 +60,7 @@ def breaches_of(module, imported):
         if top == PACKAGE.name:
             breach = rest != "" and rest.split(".")[0] not in allowed
         elif top in ROS:
-            breach = part not in {"ros", "standalone"} and module != "simulation/robot_node.py"
+            breach = part not in {"ros", "standalone", "bags"} and module != "simulation/robot_node.py"
         else:
             breach = part in ONLY and top in NUMERIC - ONLY[part]
         if breach:

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What compression costs: metrics, closed loop, bag replay, report."""
+"""What compression costs: metrics and closed loop."""

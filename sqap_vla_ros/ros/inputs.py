@@ -25,7 +25,6 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -56,14 +55,16 @@ class Cameras:
     :param on_picture: receives every complete set
     :param on_calibration: receives the camera's index and its camera_info; may raise InputError
     :param note: told what is wrong with a camera_info: its kind, 'camera_info', and a sentence
+    :param wall_ns: the clock on which pictures arrive, ns
     """
 
     def __init__(self, node: Node, knobs: InputKnobs, on_picture: Callable[[Picture], None],
-                 on_calibration: Callable[[int, CameraInfo], None], note: Callable[[str, str], None]) -> None:
+                 on_calibration: Callable[[int, CameraInfo], None], note: Callable[[str, str], None],
+                 wall_ns: Callable[[], int]) -> None:
         self.knobs = knobs
         self._node, self._note = node, note
         self._on_picture, self._on_calibration = on_picture, on_calibration
-        self._wall = Clock(clock_type=ClockType.STEADY_TIME)
+        self._wall_ns = wall_ns
         compressed = knobs.transport == "compressed"
         self._decode: Callable[[Message], np.ndarray] = decode_compressed if compressed else decode_image
         picture_end = interface.IMAGE_COMPRESSED if compressed else interface.IMAGE
@@ -144,7 +145,7 @@ class Cameras:
             while waiting and waiting[0][0] <= used_ns:
                 waiting.popleft()
         self._on_picture(Picture(tuple(message for _, message in images), stamp_ns,
-                                 int(self._wall.now().nanoseconds)))
+                                 self._wall_ns()))
 
 
 class JointStates:

@@ -18,19 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from rclpy.lifecycle import LifecycleNode
 
 from sqap_vla_ros.config import Config
-from sqap_vla_ros.data import Inference, Observation
+from sqap_vla_ros.data import Inference
 from sqap_vla_ros.errors import InferenceError, InputError
 from sqap_vla_ros.policy.safety import age_s
-from sqap_vla_ros.ros.cycle import Cycle, Picture
+from sqap_vla_ros.ros.cycle import Cycle
 from sqap_vla_ros.ros.diagnostics import Reporter
 from sqap_vla_ros.ros.inference import Job, PolicyLike
-from sqap_vla_ros.ros.inputs import JointStates
+from sqap_vla_ros.ros.observing import Observer
 from sqap_vla_ros.ros.panel import Panel
-from sqap_vla_ros.ros.transforms import FootprintFinder, TfHit
 from sqap_vla_ros.ros.worker import LatestWorker
 
 
@@ -39,21 +37,16 @@ class Looking:
 
     :param node: whose executor is woken when the policy has answered
     :param policy: ready to infer
-    :param finder: where the robot is in each picture, and where its tool
-    :param joints: the robot's own state
-    :param decode: the pictures of a set, (H, W, 3) uint8 RGB for each camera
+    :param observer: makes an observation of the newest pictures
     :param report: where things are counted and told
     :param panel: told of failures
     :param answered: called by the executor when an answer is there to be taken
     """
 
-    def __init__(self, node: LifecycleNode, policy: PolicyLike, finder: FootprintFinder, joints: JointStates,
-                 decode: Callable[[Picture], tuple[np.ndarray, ...]], report: Reporter, panel: Panel,
+    def __init__(self, node: LifecycleNode, policy: PolicyLike, observer: Observer, report: Reporter, panel: Panel,
                  answered: Callable[[], None]) -> None:
-        self._decode_all = decode
-        self._node, self._finder, self._joints, self._report, self._panel = node, finder, joints, report, panel
+        self._node, self._observer, self._report, self._panel = node, observer, report, panel
         self._began_ns = 0
-        self._decoded: tuple[Picture, tuple[np.ndarray, ...]] | None = None
         self._ended = node.create_guard_condition(answered)
         self._worker: LatestWorker[Job, Inference] = LatestWorker(
             lambda job: policy.infer(job.observation), self._ended.trigger, "inference")
@@ -64,14 +57,14 @@ class Looking:
         if picture is None:
             return
         try:
-            job = self._observe(picture, cycle, config, now_ns, wall_ns)
+            seen = self._observer.observe(picture, cycle.instruction, config, now_ns, wall_ns)
         except InputError as error:
             cycle.refuse_picture(error)
             return
-        if job is not None:
+        if seen is not None:
             cycle.begin()
             self._began_ns = wall_ns
-            self._worker.offer(job)
+            self._worker.offer(Job(seen.observation, seen.frame_id, cycle.generation))
 
     def watch(self, config: Config, wall_ns: int) -> None:
         """Call it a fault when an inference does not end."""
@@ -103,47 +96,6 @@ class Looking:
         ended = self._worker.stop(timeout_s)
         self._node.destroy_guard_condition(self._ended)
         return ended
-
-    def _observe(self, picture: Picture, cycle: Cycle, config: Config, now_ns: int, wall_ns: int) -> Job | None:
-        # None where TF may know more in a moment.
-        images, knobs = self._decode(picture), config.footprint
-        found = [self._finder.find(knobs, index, message.header.frame_id, (rgb.shape[1], rgb.shape[0]),
-                                   picture.stamp_ns)
-                 for index, (message, rgb) in enumerate(zip(picture.messages, images, strict=True))]
-        if age_s(picture.arrived_ns, wall_ns) < knobs.tf_wait_s and not all(item.exact for item in found):
-            return None
-        for item in found:
-            if item.hit is not TfHit.UNASKED:
-                self._report.health.note_lookup(item.hit.value)
-        reason = "; ".join(item.reason for item in found if item.reason)
-        if reason:
-            self._report.note("no_protection", reason)
-            if knobs.required:
-                raise InputError(reason)
-        observation = Observation(picture.stamp_ns, images, cycle.instruction,
-                                  tuple(item.footprint for item in found), reason, self._read_state(config, now_ns))
-        return Job(observation, picture.messages[0].header.frame_id, cycle.generation)
-
-    def _decode(self, picture: Picture) -> tuple[np.ndarray, ...]:
-        if self._decoded is None or self._decoded[0] is not picture:
-            try:
-                self._decoded = picture, self._decode_all(picture)
-            except InputError as error:
-                self._report.note("image", str(error))
-                raise
-        return self._decoded[1]
-
-    def _read_state(self, config: Config, now_ns: int) -> np.ndarray | None:
-        try:
-            tool = None
-            if config.input.state.startswith("pose"):
-                control = config.control
-                tool = self._finder.find_tool(control.base_frame, control.tool_frame, now_ns,
-                                              config.safety.max_state_age_s)
-            return self._joints.state(now_ns, config.safety.max_state_age_s, tool)
-        except InputError as error:
-            self._report.note("state", str(error))
-            raise
 
     def _take_one(self, job: Job, inference: Inference | None, error: Exception | None, cycle: Cycle, config: Config,
                   now_ns: int) -> str | None:

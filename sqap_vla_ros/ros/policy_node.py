@@ -47,6 +47,7 @@ from sqap_vla_ros.ros.inputs import Cameras, JointStates
 from sqap_vla_ros.ros.instructions import Instructions
 from sqap_vla_ros.ros.lifecycle import SafeLifecycleNode, run_node
 from sqap_vla_ros.ros.looking import Looking
+from sqap_vla_ros.ros.observing import Observer
 from sqap_vla_ros.ros.overlay import OverlayPublisher, OverlayRequest
 from sqap_vla_ros.ros.panel import Panel
 from sqap_vla_ros.ros.parameters import change_config, declare_parameters, differ_in_actuation_alone, read_config
@@ -75,8 +76,7 @@ class PolicyNode(SafeLifecycleNode):
         self._policy_factory = policy_factory
         self._described: dict[str, str | int | float] = {}
         self._closing, self._active = ExitStack(), False
-        self._latest_ns = 0
-        self._cycle, self._report = Cycle(), Reporter(self)
+        self._latest_ns, self._cycle, self._report = 0, Cycle(), Reporter(self)
         self._panel = Panel(self, self._report, lambda: self._instructions.end("the robot was stopped"), self._why_hung)
         self._instructions = Instructions(self, self._report, self._accept_instruction)
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
@@ -102,14 +102,15 @@ class PolicyNode(SafeLifecycleNode):
         self._closing.callback(self._finder.close)
         self._joints = JointStates(self, config.input)
         self._closing.callback(self._joints.close)
-        self._looking = Looking(self, self._policy, self._finder, self._joints,
-                                lambda picture: self._cameras.decode(picture), self._report, self._panel,
-                                self._on_answer)
+        observer = Observer(self._finder, self._joints, lambda picture: self._cameras.decode(picture),
+                            self._report.note, self._report.health.note_lookup)
+        self._looking = Looking(self, self._policy, observer, self._report, self._panel, self._on_answer)
         self._closing.callback(delattr, self, "_looking")  # it holds the policy, too
         self._closing.callback(self._end_thread, self._looking.close)
         self._actuation = Actuation(self, config, self._panel.interlock, self._report, self._find_tool)
         self._closing.callback(self._actuation.close)
-        self._cameras = Cameras(self, config.input, self._on_picture, self._finder.take_camera_info, self._report.note)
+        self._cameras = Cameras(self, config.input, self._on_picture, self._finder.take_camera_info, self._report.note,
+                                self._wall_ns)
         self._closing.callback(self._cameras.close)
         self._cycle = Cycle(build_ensemble(config.control), ", ".join(self._cameras.topics))
         self._instructions.end(NO_INSTRUCTION)
@@ -249,9 +250,9 @@ class PolicyNode(SafeLifecycleNode):
             return
         self._actuation.tell(inference.chunk, self._config)
         if self._overlay.wanted:
-            height, width = job.observation.images[0].shape[:2]
-            self._overlay.offer(OverlayRequest(job.observation, inference, self._policy.image_map(width, height),
-                                               self._policy.image_size, job.frame_id))
+            image_map = self._policy.image_map(*job.observation.images[0].shape[1::-1])
+            self._overlay.offer(OverlayRequest(job.observation, inference, image_map, self._policy.image_size,
+                                               job.frame_id))
 
     # --- what goes out
 
@@ -286,8 +287,7 @@ class PolicyNode(SafeLifecycleNode):
         return self._cycle.why_hold(now_ns, self._config.safety, self._cameras.why_incomplete)
 
     def _find_ages(self, now_ns: int) -> dict[str, float | None]:
-        control = self._config.control
-        tool = self._finder.find_tool(control.base_frame, control.tool_frame, now_ns, math.inf)
+        tool = self._find_tool(now_ns, math.inf)
         joints = {} if self._config.input.state == "none" else {"joint_states": self._joints.age_s(now_ns)}
         return {"image": self._cycle.image_age_s(now_ns),
                 "tf": age_s(tool.stamp_ns, now_ns) if tool.stamp_ns else None, **joints}

@@ -49,7 +49,8 @@ class Cell:
     def __init__(self, peer, node, knobs):
         self.peer, self.pictures, self.calibrations, self.notes = peer, [], [], []
         self.cameras = Cameras(node, knobs, self.pictures.append, self._calibrate,
-                               lambda kind, sentence: self.notes.append((kind, sentence)))
+                               lambda kind, sentence: self.notes.append((kind, sentence)),
+                               lambda: Clock(clock_type=ClockType.STEADY_TIME).now().nanoseconds)
         end = interface.IMAGE_COMPRESSED if knobs.transport == "compressed" else interface.IMAGE
         self.outs, self.infos = ([interface.advertise(peer.node, interface.of_camera(item, camera))
                                   for camera in knobs.cameras] for item in (end, interface.CAMERA_INFO))
