@@ -202,6 +202,7 @@ class Stepper:
                 abs(picture.stamp_ns - self._log_ns) > CLOCK_TOLERANCE_NS):
             # Recorded by another clock, and nobody told what that showed.
             self._follows_stamps, self._finder.max_future_s = True, _FOREVER_NS * 1e-9
+            self._node.now_ns = picture.stamp_ns
         if self._follows_stamps:
             self._set_clock(picture.stamp_ns)
         self._waiting.append((picture, self._instruction))
