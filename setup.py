@@ -61,12 +61,15 @@ setup(
     python_requires=">=3.10",
     # rclpy and the message packages are not here: they come with ROS 2, or from the wheels that `make` installs.
     install_requires=[
+        "backports.zstd>=1; python_version < '3.14'",
         "imageio-ffmpeg>=0.5",
+        "lz4>=4",
         "matplotlib>=3.5",
         "mujoco>=3.3,<3.4",
         "numpy>=1.23",
         "opencv-python-headless>=4.8,<5",
         "pillow>=9",
+        "plotly>=6",
         "pyyaml>=5.4",
         "rich>=13",
         "rosbags>=0.11",
@@ -82,8 +85,10 @@ setup(
         "test": ["pytest>=7", "pytest-timeout>=2"],
         # Reads what we write; apart from the others, since beside an older torch it cannot be installed.
         "formats": ["compressed-tensors>=0.20; python_version>='3.11'"],
+        # For `sqap sweep`.
+        "sweep": ["ray>=2.30"],
         "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "flake8>=4", "mypy>=1.10",
-                "pydocstyle>=6.1", "ruff>=0.5", "types-PyYAML"],
+                "pydocstyle>=6.1", "ray>=2.30", "ruff>=0.5", "selenium>=4.20", "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [
