@@ -65,13 +65,14 @@ def choose_tone(index: int) -> int:
 
 
 def plot_over_time(times_s: Sequence[float], cells: Mapping[str, Sequence[Series]], description: str, *,
-                   stacked: bool = False, cell_px: int = 96) -> Plot:
+                   stacked: bool = False, share: bool = False, cell_px: int = 96) -> Plot:
     """Lines over one axis of time, a cell for each quantity; zooming one zooms all.
 
     :param times_s: s, increasing
     :param cells: title with its unit to the lines of that cell
     :param description: what the plot shows, in a sentence
     :param stacked: lines are parts of a whole, areas one on another
+    :param share: values are 0 to 1 and shown in per cent
     :param cell_px: height of a cell
     """
     stride = max(1, math.ceil(len(times_s) / MAX_POINTS))
@@ -80,13 +81,14 @@ def plot_over_time(times_s: Sequence[float], cells: Mapping[str, Sequence[Series
         for line in lines:
             trace = {**_begin_trace(line, "scatter", place), "mode": "lines", "x": list(times_s[::stride]),
                      "y": list(line.values[::stride]), "xaxis": "x",
-                     "line": {"width": 1.6, "dash": line.dash}}
+                     "line": {"width": 1.6, "dash": line.dash}, "zorder": int(line.dash != "solid")}
             if stacked:
                 trace |= {"stackgroup": f"cell{place}", "line": {"width": 0.8}}
             elif sum(value is not None for value in line.values) == 1:
                 trace["mode"] = "markers"
             traces.append(trace)
-        layout[_axis("yaxis", place)] |= {"fixedrange": True, "nticks": 4, "hoverformat": ".4~g"}
+        layout[_axis("yaxis", place)] |= {"fixedrange": True, "nticks": 5, "hoverformat": ".1%" if share else ".4~g",
+                                            **({"tickformat": ".0%"} if share else {})}
     # One axis for all cells: what is zoomed in one is zoomed in all.
     layout |= {"xaxis": {"title": {"text": "time (s)"}, "hoverformat": ".2f"}, "hovermode": "x unified"}
     layout["meta"] |= {"time": True}
@@ -119,7 +121,8 @@ def plot_histograms(cells: Mapping[str, Sequence[Series]], description: str, *, 
                            "y": (counts / max(len(values), 1)).tolist(), "hovertext": labels,
                            "hovertemplate": "%{hovertext}: %{y:.1%}<extra>%{fullData.name}</extra>"})
         layout[_axis("xaxis", place)] |= {"title": {"text": escape_text(unit), "standoff": 4}, "nticks": 6}
-        layout[_axis("yaxis", place)] |= {"tickformat": ".0%", "nticks": 4, "rangemode": "tozero"}
+        layout[_axis("yaxis", place)] |= {"tickformat": ".0%", "nticks": 4, "rangemode": "tozero",
+                                            "fixedrange": True}
     return Plot({"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0}}, description)
 
 

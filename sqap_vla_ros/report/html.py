@@ -135,17 +135,21 @@ def _render_section(section: Section, name: str, data: dict[str, list[Any]]) -> 
 
 
 def _render_parts(section: Section, data: dict[str, list[Any]]) -> Iterator[str]:
-    for kind, parts in groupby(section.parts, key=type):
-        if kind is Table:
-            # Small tables that follow each other stand side by side where there is room.
-            tables = "".join(_render_table(part, section.title) for part in parts if isinstance(part, Table))
-            yield f'<div class="tables">{tables}</div>'
-            continue
-        for part in parts:
-            if isinstance(part, Plot):
-                yield _render_plot(part, data["figures"])
-            elif isinstance(part, Scrubber) and part.frames:
-                yield _render_scrubber(part, data["scrubbers"])
+    parts = [part for part in section.parts if not isinstance(part, Scrubber) or part.frames]
+    for tabular, group in groupby(parts, key=lambda part: isinstance(part, Table)):
+        # What belongs together stands side by side where there is room: small tables, and pictures with plots.
+        run = list(group)
+        beside = isinstance(run[0], Scrubber) and len(run) > 1
+        inside = "".join(_render_part(part, section.title, data) for part in run)
+        yield f'<div class="{"tables" if tabular else "beside"}">{inside}</div>' if tabular or beside else inside
+
+
+def _render_part(part: Table | Plot | Scrubber, title: str, data: dict[str, list[Any]]) -> str:
+    if isinstance(part, Table):
+        return _render_table(part, title)
+    if isinstance(part, Plot):
+        return _render_plot(part, data["figures"])
+    return _render_scrubber(part, data["scrubbers"])
 
 
 def _render_table(table: Table, title: str) -> str:
@@ -157,9 +161,9 @@ def _render_table(table: Table, title: str) -> str:
     body = "".join("<tr>" + "".join(
         f'<th scope="row">{escape(cell)}</th>' if place == 0 else f"<td{kinds[place]}>{escape(cell)}</td>"
         for place, cell in enumerate(row)) + "</tr>" for row in table.rows)
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    return (f'<div class="table" role="region" aria-label="{escape(table.caption or title)}">'
-            f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+    caption = f"<h3>{escape(table.caption)}</h3>" if table.caption else ""
+    return (f'<div>{caption}<div class="table" role="region" aria-label="{escape(table.caption or title)}">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>")
 
 
 def _is_number(cell: str) -> bool:

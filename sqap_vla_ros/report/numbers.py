@@ -31,8 +31,9 @@ def format_number(value: float | int | None, unit: str = "", *, digits: int = 3)
     """
     if value is None or not math.isfinite(value):
         return DASH
-    whole = isinstance(value, int) or abs(value) >= 10**digits
-    text = f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+    text = f"{value:.{digits}g}"
+    if isinstance(value, int) or "e+" in text:
+        text = f"{value:,.0f}"
     return text + (_SPACE + unit if unit else "")
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.report.numbers import DASH, format_number, format_share
 from sqap_vla_ros.report.page import Frame, Page, Plot, Scrubber, Section, Table, Tile
 from sqap_vla_ros.report.replay_plots import (
@@ -35,6 +36,8 @@ from sqap_vla_ros.report.replay_plots import (
     plot_latency,
 )
 
+MAX_PICTURES = 240
+
 Values = Mapping[str, Any]
 
 
@@ -46,7 +49,7 @@ def build_replay_page(summary: Values, looks: Sequence[Values], folder: Path) ->
     :param folder: where ``overlays`` lies, with a picture for some of the looks
     """
     bag, labels = _part(summary, "bag"), list(_part(summary, "policies"))
-    sections = [_show_pictures(looks, labels, folder), _show_actions(looks, labels), _compare(summary, looks),
+    sections = [_show_actions(looks, labels, folder), _compare(summary, looks, labels),
                 _show_tokens(summary, looks, labels), _show_latency(summary, looks, labels), _show_motion(summary),
                 _show_bag(summary), _show_settings(summary)]
     return Page(f"Replay of {bag.get('name') or 'a bag'}", _describe_run(bag, labels),
@@ -79,9 +82,10 @@ def _list_tiles(summary: Values, labels: Sequence[str]) -> Iterator[Tile]:
 
 
 def _tile_looks(bag: Values) -> Iterator[Tile]:
-    refused = sum((bag.get("refused") or {}).values())
-    yield Tile("Looks", format_number(bag.get("looks")),
-               f"{format_number(refused)} refused" if refused else f"of {format_number(bag.get('pictures'))} pictures")
+    refused = sum(count or 0 for count in _part(bag, "refused").values())
+    if bag.get("looks") is not None:
+        yield Tile("Looks", format_number(bag["looks"]), f"{format_number(refused)} refused" if refused
+                   else f"in {format_number(bag.get('duration_s'), 's')}")
 
 
 def _tile_headline(summary: Values, first: str) -> Iterator[Tile]:
@@ -131,15 +135,14 @@ def _gather(title: str, note: str, *parts: Table | Plot | Scrubber | None) -> Se
     return Section(title, note, there) if there else None
 
 
-def _show_pictures(looks: Sequence[Values], labels: Sequence[str], folder: Path) -> Section | None:
-    frames = []
-    for look, at_s in zip(looks, measure_times(looks), strict=True):
-        path = folder / "overlays" / f"{look['index']:06d}.jpg"
-        if path.is_file():
-            frames.append(Frame(path.read_bytes(), _describe_look(look, labels), at_s))
-    return _gather("What the model saw", "Drag the slider, press Play, or use the left and right arrow keys. The "
-                   "dotted line in the plots over time marks the moment; a click there goes to it.",
-                   Scrubber(frames) if frames else None)
+def _collect_pictures(looks: Sequence[Values], labels: Sequence[str], folder: Path) -> Scrubber | None:
+    drawn = [(path, look, at_s) for look, at_s in zip(looks, measure_times(looks), strict=True)
+             if (path := folder / "overlays" / f"{look['index']:06d}.jpg").is_file()]
+    # Evenly spaced, the first and the last among them.
+    count = min(len(drawn), MAX_PICTURES)
+    chosen = [drawn[place * (len(drawn) - 1) // max(count - 1, 1)] for place in range(count)]
+    frames = [Frame(path.read_bytes(), _describe_look(look, labels), at_s) for path, look, at_s in chosen]
+    return Scrubber(frames) if frames else None
 
 
 def _describe_look(look: Values, labels: Sequence[str]) -> str:
@@ -150,31 +153,38 @@ def _describe_look(look: Values, labels: Sequence[str]) -> str:
     return " \u00b7 ".join(fact for fact in facts if fact)
 
 
-def _show_actions(looks: Sequence[Values], labels: Sequence[str]) -> Section | None:
-    note = "What the robot was told, and what each policy would have told it: the first step of its chunk."
-    if all(look.get("recorded") is None for look in looks):
-        note = "What each policy tells the robot: the first step of its chunk. The bag holds no recorded commands."
-    return _gather("Actions over time", note, plot_actions(looks, labels))
+def _show_actions(looks: Sequence[Values], labels: Sequence[str], folder: Path) -> Section | None:
+    pictures, actions = _collect_pictures(looks, labels, folder), plot_actions(looks, labels)
+    notes = []
+    if actions:
+        notes.append("The first step of each policy's chunk, beside what was recorded."
+                     if any(look.get("recorded") for look in looks)
+                     else "The first step of each policy's chunk; the bag holds no recorded commands.")
+    if pictures:
+        notes.append("Drag the slider, press Play, or use the left and right arrow keys; a dotted line in the plots "
+                     "marks the moment, and a click there goes to it.")
+    return _gather("Pictures and actions" if pictures else "Actions", " ".join(notes), pictures, actions)
 
 
-def _compare(summary: Values, looks: Sequence[Values]) -> Section:
+def _compare(summary: Values, looks: Sequence[Values], labels: Sequence[str]) -> Section:
     rows = [row for row in summary.get("compared") or () if row.get("looks")]
     if not rows:
         return Section("Comparison", "Nothing could be compared: no look has both an answer of a policy and a recorded "
                        "command or the answer of another policy. Replay with a second policy, or record the commands.")
     overview = Table(("Policy", "With", "Looks", "MSE", "MAE", "Cosine, mean", "Cosine, least", "Gripper agreement"), [
-        (row["policy"], _name_reference(row["with"]), format_number(row["looks"]), format_number(row.get("mse")),
+        (row["policy"], row["with"], format_number(row["looks"]), format_number(row.get("mse")),
          format_number(row.get("mae")), format_number(_part(row, "cosine").get("mean"), digits=4),
          format_number(_part(row, "cosine").get("min"), digits=4), format_share(row.get("gripper_agreement")))
         for row in rows])
     return Section("Comparison", "Differences of actions on the same looks. A cosine near 1 can still add up to a "
                    "robot that is elsewhere: see the deviation.",
-                   [part for part in (overview, plot_deviation(looks, rows), *map(_list_dimensions, rows)) if part])
+                   [part for part in (overview, plot_deviation(looks, labels, rows, summary.get("step_period_s")),
+                                      *map(_list_dimensions, rows)) if part])
 
 
 def _list_dimensions(row: Values) -> Table:
     return Table(("Dimension", "MSE", "MAE", "Drift"), [
-        (f"{name} ({UNITS[name]})" if name in UNITS else name,
+        (f"{name} ({UNITS[name]})" if name in ACTION_NAMES[:-1] else name,
          *(format_number(_part(row, "dimensions", name).get(measure)) for measure in ("mse", "mae", "drift")))
         for name in _part(row, "dimensions")], f"{row['policy']} against {_name_reference(row['with'])}")
 
@@ -218,7 +228,7 @@ def _show_bag(summary: Values) -> Section | None:
     looks = tf.get("looks")
     known = [name for name in ("exact", "latest", "none", "unasked") if tf.get(name) is not None]
     return _gather("Bag", "What it holds, whether TF knew where the robot was, and what could not be used.", Table(
-        ("Topic", "Type", "Messages"), [(topic, str(facts.get("type")), format_number(facts.get("count")))
+        ("Topic", "Type", "Messages"), [(topic, facts.get("type") or DASH, format_number(facts.get("count")))
                                         for topic, facts in _part(bag, "topics").items()]), Table(
         ("TF", "Looks", "Share"), [(name, format_number(tf[name]), format_share(tf[name] / looks if looks else None))
                                    for name in known]), Table(
@@ -228,11 +238,13 @@ def _show_bag(summary: Values) -> Section | None:
 
 def _show_settings(summary: Values) -> Section | None:
     policies = [Table(("Policy", label), _list_values(values)) for label, values in _part(summary, "policies").items()]
-    run = {name: value for name, value in _part(summary, "timing").items() if not isinstance(value, Mapping)}
+    # The bag's messages and each policy's latency are above.
+    settings = {name: value for name, value in _part(summary, "settings").items() if name != "bag_messages"}
+    speed = {name: value for name, value in _part(summary, "timing").items() if name not in _part(summary, "policies")}
     return _gather("How it was run", "To run it again.", *policies, *(
-        Table((title, ""), _list_values(values)) for title, values in (
-            ("Settings", _part(summary, "settings")), ("Versions", _part(summary, "versions")),
-            ("Machine", _part(summary, "machine")), ("Time", run))))
+        Table((title, "Value"), _list_values(values)) for title, values in (
+            ("Settings", settings), ("Versions", _part(summary, "versions")), ("Machine", _part(summary, "machine")),
+            ("Speed", speed))))
 
 
 def _list_values(values: Values, prefix: str = "") -> list[tuple[str, str]]:

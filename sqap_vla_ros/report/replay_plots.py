@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import zip_longest
 from typing import Any
 
 from sqap_vla_ros.data import ACTION_NAMES, TokenRule
@@ -38,6 +38,8 @@ TOTAL = "total"
 GRIPPER = ACTION_NAMES[-1]
 UNITS = {**dict.fromkeys(ACTION_NAMES[:3], "m"), **dict.fromkeys(ACTION_NAMES[3:6], "rad"),
          GRIPPER: "0 closed, 1 open"}
+# After so many steps without a look, what adds up begins anew.
+GAP_PERIODS = 3
 # As they are drawn into the pictures.
 _RULE_TONES = {TokenRule.ATTENTION: ORANGE, TokenRule.ROBOT: CYAN, TokenRule.COVERAGE: NEUTRAL,
                TokenRule.UNPRUNED: NEUTRAL, TokenRule.RANDOM: PURPLE}
@@ -64,20 +66,31 @@ def plot_actions(looks: Sequence[Look], labels: Sequence[str]) -> Plot | None:
                           "the base frame.") if sources else None
 
 
-def plot_deviation(looks: Sequence[Look], compared: Sequence[Mapping[str, Any]]) -> Plot | None:
+def plot_deviation(looks: Sequence[Look], labels: Sequence[str], compared: Sequence[Mapping[str, Any]],
+                   period_s: float | None) -> Plot | None:
     """How the differences of each dimension of motion add up, for each pair that is compared; None where none is.
 
     The gripper opens and closes, so its differences do not add up to anything.
+
+    :param labels: of the policies
+    :param compared: pairs, ``policy`` and ``with``
+    :param period_s: how long a step lasts: a look counts until the next one, at most for a whole step; None when that
+        is not known and each look counts as a step
     """
-    pairs = [(row["policy"], row["with"], choose_tone(number)) for number, row in enumerate(compared)]
-    sums = {pair: [_sum_differences(looks, *pair[:2], place) for place in range(len(ACTION_NAMES) - 1)]
+    weights = _weigh_looks(looks, period_s)
+    # A policy's deviation from what was recorded has the policy's tone, as everywhere.
+    tones = dict(_tone_labels(labels))
+    others = [row for row in compared if row["with"] != RECORDED]
+    pairs = [(row["policy"], row["with"], choose_tone(len(labels) + others.index(row)) if row in others
+              else tones[row["policy"]]) for row in compared]
+    sums = {pair: [_sum_differences(looks, *pair[:2], place, weights) for place in range(len(ACTION_NAMES) - 1)]
             for pair in pairs}
     known = [pair for pair in pairs if any(value is not None for value in sums[pair][0])]
     cells = {f"{dimension} ({UNITS[dimension]})": [
         Series(f"{policy} \u2212 {other}", sums[policy, other, tone][place], tone) for policy, other, tone in known]
         for place, dimension in enumerate(ACTION_NAMES[:-1])}
     return plot_over_time(measure_times(looks), cells, "Cumulative deviation: the differences of the actions, added "
-                          "up from the first look on.") if known else None
+                          "up; anew with each instruction and behind each gap.") if known else None
 
 
 def plot_latency(looks: Sequence[Look], labels: Sequence[str]) -> Plot | None:
@@ -109,8 +122,8 @@ def plot_gripper_tokens(looks: Sequence[Look], labels: Sequence[str]) -> Plot | 
     every = [Series(label, _collect(looks, label, lambda answer: answer.get("gripper_kept")), tone)
              for label, tone in _tone_labels(labels)]
     lines = [line for line in every if any(value is not None for value in line.values)]
-    return plot_over_time(measure_times(looks), {"share of gripper tokens kept": lines}, "Share of the tokens where "
-                          "the projection shows the gripper that stayed.", cell_px=130) if lines else None
+    return plot_over_time(measure_times(looks), {"gripper tokens kept": lines}, "Share of the tokens where the "
+                          "projection shows the gripper that stayed.", share=True, cell_px=130) if lines else None
 
 
 def _tone_labels(labels: Sequence[str]) -> list[tuple[str, int]]:
@@ -129,11 +142,28 @@ def _trace_dimension(looks: Sequence[Look], name: str, place: int) -> list[float
     return [action[place] if (action := _find_action(look, name)) else None for look in looks]
 
 
-def _sum_differences(looks: Sequence[Look], policy: str, other: str, place: int) -> list[float | None]:
-    pairs = zip(_trace_dimension(looks, policy, place), _trace_dimension(looks, other, place), strict=True)
-    apart = [None if one is None or two is None else one - two for one, two in pairs]
-    sums = accumulate(0.0 if value is None else value for value in apart)
-    return [None if value is None else total for value, total in zip(apart, sums, strict=True)]
+def _weigh_looks(looks: Sequence[Look], period_s: float | None) -> list[tuple[float, bool]]:
+    """For which share of its step each look counts, and whether what adds up begins anew with it."""
+    weights, begins = [], True
+    for look, following in zip_longest(looks, looks[1:]):
+        gap_s = (following["stamp_ns"] - look["stamp_ns"]) * 1e-9 if following else 0.0
+        ends = (following is None or gap_s <= 0.0 or following["instruction"] != look["instruction"]
+                or (period_s is not None and gap_s > GAP_PERIODS * period_s))
+        weights.append((1.0 if ends or period_s is None else min(gap_s / period_s, 1.0), begins))
+        begins = ends
+    return weights
+
+
+def _sum_differences(looks: Sequence[Look], policy: str, other: str, place: int,
+                     weights: Sequence[tuple[float, bool]]) -> list[float | None]:
+    sums: list[float | None] = []
+    total = 0.0
+    for one, two, (weight, begins) in zip(_trace_dimension(looks, policy, place),
+                                          _trace_dimension(looks, other, place), weights, strict=True):
+        apart = None if one is None or two is None else one - two
+        total = (0.0 if begins else total) + weight * (apart or 0.0)
+        sums.append(None if apart is None else total)
+    return sums
 
 
 def _list_answers(looks: Sequence[Look], label: str) -> list[Mapping[str, Any]]:

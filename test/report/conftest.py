@@ -65,7 +65,7 @@ def make_summary():
         "tf2_msgs/msg/TFMessage", 1), "/instruction": ("std_msgs/msg/String", 2), "/servo_node/delta_twist_cmds": (
         "geometry_msgs/msg/TwistStamped", 160)}
     return {
-        "kind": "replay",
+        "kind": "replay", "step_period_s": 0.1,
         "bag": {"name": "demo_bag", "topics": {name: {"type": kind, "count": count}
                                                for name, (kind, count) in topics.items()},
                 "duration_s": 16.02, "pictures": 161, "looks": LOOKS,

@@ -6,6 +6,9 @@
   const plots = [...document.querySelectorAll(".plot")].map((box) => ({
     box, figure: data.figures[box.dataset.figure], hidden: new Set(), at: null,
   }));
+  const overTime = plots.filter((plot) => plot.figure.layout.meta?.time);
+  // What all plots over time show, [from, to] in s; null for everything.
+  let span = null;
 
   // What the style sheet says of colours and type, for plotly, which does not read style sheets.
   function readTheme() {
@@ -13,6 +16,7 @@
     const read = (name) => style.getPropertyValue(name).trim();
     return {
       text: read("--text"), muted: read("--muted"), line: read("--line"), raised: read("--raised"),
+      page: read("--page"),
       tone: (number) => read(`--tone-${number}`), font: getComputedStyle(document.body).fontFamily,
     };
   }
@@ -59,8 +63,11 @@
       layout[name] = paintAxis(layout[name], theme);
     }
     if (layout.meta?.cells) arrangeCells(layout, width, theme);
-    if (plot.at !== null && layout.meta?.time) layout.shapes = [markTime(plot.at, theme)];
-    return { margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+    if (overTime.includes(plot)) {
+      if (plot.at !== null) layout.shapes = [markTime(plot.at, theme)];
+      if (span !== null) layout.xaxis.range = span.slice();
+    }
+    return { margin: MARGIN, paper_bgcolor: theme.page, plot_bgcolor: theme.page, showlegend: false,
       font: { family: theme.font, size: 12, color: theme.text }, dragmode: coarse() ? false : "zoom",
       hoverlabel: { bgcolor: theme.raised, bordercolor: theme.line,
         font: { family: theme.font, size: 12, color: theme.text } },
@@ -84,9 +91,8 @@
     const theme = readTheme(), width = Math.floor(plot.box.clientWidth);
     plot.width = width;
     const traces = plot.figure.data.map((trace) => paintTrace(trace, theme, plot.hidden));
-    const bar = { displaylogo: false, displayModeBar: coarse() ? false : "hover", doubleClick: "reset",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-    return Plotly.react(plot.box, traces, buildLayout(plot, theme, width), bar);
+    return Plotly.react(plot.box, traces, buildLayout(plot, theme, width),
+      { displayModeBar: false, doubleClick: "autosize", showTips: false });
   }
 
   // Buttons, which a keyboard reaches, unlike plotly's own legend.
@@ -108,19 +114,40 @@
       });
       legend.append(button);
     }
+    const tools = document.createElement("span");
+    tools.className = "tools";
+    legend.append(tools);
+    plot.reset = addTool(tools, "Reset zoom", () => Plotly.relayout(plot.box, Object.fromEntries(
+      listXAxes(plot).map((name) => [`${name}.autorange`, true]))));
+    plot.reset.hidden = true;
+    addTool(tools, "Save PNG", () => Plotly.downloadImage(plot.box, { format: "png", scale: 2, width: plot.width,
+      height: plot.box.layout.height, filename: `plot-${Number(plot.box.dataset.figure) + 1}` }));
   }
 
-  const overTime = plots.filter((plot) => plot.figure.layout.meta?.time);
+  function addTool(tools, text, act) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    button.addEventListener("click", act);
+    tools.append(button);
+    return button;
+  }
+
+  const listXAxes = (plot) => Object.keys(plot.figure.layout).filter((name) => name.startsWith("xaxis"));
 
   // What is zoomed in time in one plot is zoomed in all.
   let following = false;
   async function followZoom(plot, change) {
-    const zoomed = change["xaxis.range[0]"] !== undefined || change["xaxis.range"] !== undefined;
-    if (following || !(zoomed || change["xaxis.autorange"])) return;
+    const names = listXAxes(plot);
+    if (following || !Object.keys(change).some((key) => names.includes(key.split(".")[0]))) return;
+    const isZoomed = (one) => names.some((name) => one.box.layout[name].autorange === false);
+    if (!overTime.includes(plot)) { plot.reset.hidden = !isZoomed(plot); return; }
     following = true;
-    const update = zoomed ? { "xaxis.range": plot.box.layout.xaxis.range.slice() } : { "xaxis.autorange": true };
+    span = isZoomed(plot) ? plot.box.layout.xaxis.range.slice() : null;
+    const update = span === null ? { "xaxis.autorange": true } : { "xaxis.range": span.slice() };
     await Promise.all(overTime.filter((other) => other !== plot && other.box.layout)
       .map((other) => Plotly.relayout(other.box, update)));
+    overTime.forEach((other) => { other.reset.hidden = span === null; });
     following = false;
   }
 
@@ -218,8 +245,8 @@
     });
     for (const plot of plots) {
       await drawPlot(plot);
+      plot.box.on("plotly_relayout", (change) => followZoom(plot, change));
       if (overTime.includes(plot)) {
-        plot.box.on("plotly_relayout", (change) => followZoom(plot, change));
         plot.box.on("plotly_click", (event) => scrubbers[0]?.seek(event.points[0].x));
       }
       // The page answers between two plots.
