@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from sqap_vla_ros.report.figures import Series, plot_bars, plot_curves
 from sqap_vla_ros.report.html import write_page
 from sqap_vla_ros.report.page import Frame, Page, Scrubber, Section, Table, Tile
 from sqap_vla_ros.report.replay_page import build_replay_page
@@ -182,6 +183,13 @@ def test_legend_switches_lines(desk):
     assert wait_for(desk, f"{lines} === 21") and button.get_attribute("aria-pressed") == "true"
 
 
+def test_plot_can_be_saved(desk):
+    desk.set_script_timeout(DRAWN_S)
+    image = desk.execute_async_script("""Plotly.toImage(document.querySelector('.js-plotly-plot'), {format: 'png'})
+        .then(arguments[0], (error) => arguments[0](String(error)))""")
+    assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+
+
 def test_plots_follow_scheme_and_width(desk):
     color = "document.querySelector('.js-plotly-plot').data[1].line.color"
     wait_for(desk, f"{color} === '#0b62c1'")
@@ -222,15 +230,26 @@ def test_text_of_the_data_does_not_run(browser, summary, looks, replay_folder, t
     assert browser.find_elements("css selector", ".legend button")[3].text == HOSTILE
     assert browser.execute_script("return window.broken") is None
     assert browser.get_log("browser") == [] and fits(browser)
+    # Nor would a script that had come in.
+    browser.execute_script("""const script = document.createElement("script");
+        script.textContent = "window.broken = 1"; document.body.append(script)""")
+    assert browser.execute_script("return window.broken") is None
+    assert "Content Security Policy" in browser.get_log("browser")[0]["message"]
 
 
-def test_page_of_little(browser, replay_folder, tmp_path):
-    """No plot, and one picture."""
+def test_bars_curves_and_a_lone_picture(browser, replay_folder, tmp_path):
     set_screen(browser, 390)
     jpeg = (replay_folder / "overlays" / "000000.jpg").read_bytes()
+    methods = [Series(name, [0.5, 0.75], tone, intervals=[[0.4, 0.6], [0.6, 0.9]])
+               for name, tone in (("float", 1), ("w4a4", 2))]
     write_page(Page("Little", "", [Tile("one", "1")], [Section("one", "", [
+        plot_bars(["lift the block", "stack"], methods, "Bars.", y_title="success", share=True),
+        plot_curves({"float": [64, 256], "w4a4": [64, 256]}, methods, "Curves.", x_title="kept", y_title="success"),
         Scrubber([Frame(jpeg, "alone", 0.0)]), Table(("a",), [("x" * 200,)])])]), tmp_path / "report.html")
     open_page(browser, tmp_path / "report.html")
-    browser.find_element("css selector", ".play").click()
+    drawn = browser.execute_script("""return [...document.querySelectorAll(".js-plotly-plot")].map((plot) =>
+        [".bars .point", ".scatterlayer .point", ".yerror"].map((name) => plot.querySelectorAll(name).length))""")
+    assert drawn == [[4, 0, 4], [0, 4, 4]]
+    browser.execute_script("document.querySelector('.play').click()")
     assert browser.find_element("css selector", ".play").text == "Play"
     assert browser.get_log("browser") == [] and fits(browser)
