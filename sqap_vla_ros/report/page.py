@@ -41,10 +41,12 @@ class Table:
 
     :param columns: headings
     :param rows: as many cells each as there are headings
+    :param caption: what the table is about, where its section has several; may be empty
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    caption: str = ""
 
 
 @dataclass(frozen=True)
