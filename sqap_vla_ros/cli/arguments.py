@@ -119,6 +119,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def read_method(text: str) -> Method:
+    """A method by its name."""
+    try:
+        return parse_method(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def read_methods(text: str) -> tuple[Method, ...]:
     """Methods by their names, comma-separated."""
     try:

@@ -19,45 +19,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
-from sqap_vla_ros.cli.processes import NodeProcess, isolate_ros
 from sqap_vla_ros.cli.progress import DemoProgress, build_table
+from sqap_vla_ros.cli.staging import choose_episodes, open_logs, open_stage
 from sqap_vla_ros.data import Episode
-from sqap_vla_ros.errors import ConfigError, SqapError
+from sqap_vla_ros.errors import SqapError
 from sqap_vla_ros.evaluation.demo import MethodRun, run_demo
-from sqap_vla_ros.evaluation.methods import Method
 from sqap_vla_ros.evaluation.report import write_report
 from sqap_vla_ros.evaluation.summary import label_runs
-from sqap_vla_ros.ros.operator import Operator
-from sqap_vla_ros.simulation.suite import choose_trials
-
-ROBOT, ROBOT_MODULE = "sim_robot", "sqap_vla_ros.simulation.robot_node"
-POLICY, POLICY_MODULE = "policy_node", "sqap_vla_ros.ros.policy_node"
-# What config/demo.yaml says too; a test holds them together.
-ROBOT_PARAMETERS: dict[str, Any] = {"publish_clock": True, "real_time_factor": 0.0, "wait_for_command_s": 2.0}
-POLICY_PARAMETERS: dict[str, Any] = {"use_sim_time": True, "control.gripper_open_m": 0.09, "control.dry_run": False,
-                                     "control.enable_actuation": True}
 
 
 def run_verb(args: argparse.Namespace) -> int:
     """Play, report, print one line of JSON."""
     console = Console(stderr=True)
     logs = args.out / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {args.out} cannot be written: {error.strerror}; take another folder") from error
-    isolate_ros(logs)
+    open_logs(logs, f"--out {args.out}")
     end_politely()  # with the nodes ended and the results written
-    episodes = [Episode(trial.seed, trial.task.kind, trial.task.color, trial.task.instruction)
-                for trial in choose_trials("base", args.episodes, args.seed)]
+    episodes = choose_episodes(args.episodes, args.seed)
     runs: list[MethodRun] = []
     failure, interrupted, began = None, False, time.monotonic()
     with DemoProgress(console) as progress:
@@ -91,37 +73,6 @@ def run_verb(args: argparse.Namespace) -> int:
 
 def _play(args: argparse.Namespace, runs: list[MethodRun], episodes: list[Episode], progress: DemoProgress,
           logs: Path) -> None:
-    robot = NodeProcess(ROBOT, ROBOT_MODULE, ROBOT_PARAMETERS | {"real_time_factor": args.speed}, logs)
-    try:
-        operator = Operator(ROBOT, POLICY, robot.check, watch=not args.no_video)
-        try:
-            operator.start_robot()
-
-            @contextmanager
-            def open_player(method: Method) -> Iterator[Operator]:
-                knobs = {"model.checkpoint": args.checkpoint, **method.knobs, **POLICY_PARAMETERS}
-                policy = NodeProcess(POLICY, POLICY_MODULE, knobs, logs, method.name)
-                try:
-                    with operator.watching(robot.check, policy.check):
-                        _start_policy(operator, policy, method)
-                        yield operator
-                finally:
-                    policy.stop()
-
-            run_demo(runs, args.methods, episodes, open_player, progress, record=not args.no_video)
-        finally:
-            operator.close()
-    finally:
-        robot.stop()
-
-
-def _start_policy(operator: Operator, policy: NodeProcess, method: Method) -> None:
-    try:
-        operator.start_policy()
-    except SqapError as error:
-        # A dead process has told its log already.
-        policy.check()
-        raise SqapError(f"{error}. {policy.tell_log()}") from error
-    running = operator.description.get("recipe")
-    if running != method.recipe:
-        raise SqapError(f"{POLICY} runs recipe '{running}' instead of '{method.recipe}'")
+    with open_stage(logs, speed=args.speed, watch=not args.no_video) as stage:
+        run_demo(runs, args.methods, episodes, lambda method: stage.open_player(method, args.checkpoint), progress,
+                 record=not args.no_video)

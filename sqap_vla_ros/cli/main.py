@@ -39,6 +39,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "overhead": ("overhead", "measure what ROS 2 adds to an inference: picture in, command out, and at rest"),
     "compress": ("compress", "quantize a checkpoint once and store it, to load without the float one"),
     "make-random": ("make_random", "write a checkpoint with random weights, to test a published model without its own"),
+    "replay": ("replay", "let policies look at a recorded bag: what they would have done, how fast, how far apart"),
+    "record-demo": ("record_demo", "record a bag of the simulated robot following instructions"),
     "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),

@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import add_set_flag, read_number
-from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.methods import Method, parse_method
+from sqap_vla_ros.cli.arguments import add_set_flag, read_method, read_number
 
 _EPILOG = """examples:
   sqap replay bag --list                                 what the bag holds, what the policy would need, what is missing
@@ -51,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="PATH",
                         help="folder of a float or compressed checkpoint, or 'demo' for the one in the package "
                              "(default: model.checkpoint of --config, else demo)")
-    parser.add_argument("--method", type=_read_method, metavar="METHOD",
+    parser.add_argument("--method", type=read_method, metavar="METHOD",
                         help="what looks at the bag: RECIPE or RECIPE+RULE@SHARE_PRUNED; a compressed checkpoint takes "
                              "the recipe 'stored' (default: the knobs of --config, else w4a4+sqap@0.4)")
     parser.add_argument("--against", action="append", default=[], metavar="METHOD|PATH",
@@ -80,10 +78,3 @@ def run(args: argparse.Namespace) -> int:
     from sqap_vla_ros.cli.replay_run import run_verb
 
     return run_verb(args)
-
-
-def _read_method(text: str) -> Method:
-    try:
-        return parse_method(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

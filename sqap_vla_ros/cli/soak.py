@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sqap_vla_ros.cli.arguments import add_set_flag, read_names, read_number
-from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.evaluation.methods import Method, parse_method
+from sqap_vla_ros.cli.arguments import add_set_flag, read_method, read_names, read_number
 from sqap_vla_ros.ros.rig.faults import FAULTS
 
 CLOCKS = {"system": (False,), "simulated": (True,), "both": (False, True)}
@@ -64,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="demo", metavar="PATH",
                         help="folder of a checkpoint, 'demo' for the one in the package, or 'stand-in' for a policy "
                              "that has no model and moves at once (default: demo)")
-    parser.add_argument("--method", type=_read_method, default=DEFAULT_METHOD, metavar="METHOD",
+    parser.add_argument("--method", type=read_method, default=DEFAULT_METHOD, metavar="METHOD",
                         help=f"RECIPE or RECIPE+RULE@SHARE_PRUNED (default: {DEFAULT_METHOD})")
     parser.add_argument("--instruction", default=DEFAULT_INSTRUCTION, metavar="TEXT",
                         help=f"what the robot shall do (default: {DEFAULT_INSTRUCTION})")
@@ -73,13 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="both",
                         help="the robot's time: the system's, simulated, or half of the minutes each (default: both)")
     add_set_flag(parser, "model", "prune", "footprint", "control", "safety")
-
-
-def _read_method(text: str) -> Method:
-    try:
-        return parse_method(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:

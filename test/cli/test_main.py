@@ -65,7 +65,8 @@ def test_failure_exits_with_1_and_one_sentence(monkeypatch, capsys):
 
 
 def test_missing_ros_says_what_to_do(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith(("sqap_vla_ros.cli.demo", "sqap_vla_ros.ros"))]:
+    known = ("sqap_vla_ros.cli.demo", "sqap_vla_ros.cli.staging", "sqap_vla_ros.ros")
+    for name in [name for name in sys.modules if name.startswith(known)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert cli.main(["demo"]) == 1

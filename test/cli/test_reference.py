@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sqap_vla_ros.cli import demo, demo_run, reference
+from sqap_vla_ros.cli import demo, reference, staging
 from sqap_vla_ros.config import Config, build_config, iterate_knobs
 from sqap_vla_ros.evaluation.methods import parse_methods
 from sqap_vla_ros.simulation.layout import Layout
@@ -57,8 +57,8 @@ def test_policy_yaml_holds_every_knob_at_its_default():
 def test_demo_yaml_says_what_the_demo_does():
     robot, policy = parameters("demo.yaml", "sim_robot"), parameters("demo.yaml", "policy_node")
     assert robot.keys() <= PARAMETERS.keys()
-    assert robot | {"real_time_factor": 0.0} == demo_run.ROBOT_PARAMETERS
-    assert policy.items() >= demo_run.POLICY_PARAMETERS.items()
+    assert robot | {"real_time_factor": 0.0} == staging.ROBOT_PARAMETERS
+    assert policy.items() >= staging.POLICY_PARAMETERS.items()
     knobs = {name: value for name, value in policy.items() if "." in name}
     build_config(knobs)
     compressed = parse_methods(demo.DEFAULT_METHODS)[1]
