@@ -124,13 +124,13 @@ def show_episodes(pairs: Sequence[EpisodePair]) -> Iterator[Section]:
     """
     if not pairs:
         return
-    rows = [[pair.name, pair.first, str(pair.change["episodes"]),
-             say_change(pair.bar.value, pair.bar.interval, "{:+.1f}"), judge_change(pair.bar.interval, "more", "less"),
+    rows = [[pair.name, say_change(pair.bar.value, pair.bar.interval, "{:+.1f}"),
+             judge_change(pair.bar.interval, "more", "less"), pair.first, str(pair.change["episodes"]),
              *(str(pair.change[count]) for count in ("both", "only_first", "only_this", "neither"))] for pair in pairs]
     yield Section("Success in pairs, scene by scene", NO_DIFFERENCE, [
         plot_changes({"change of success": [pair.bar for pair in pairs]}, "change of success (points)",
                      "Change of success on the same scenes, with the 95 % interval of a paired bootstrap."),
-        Table(["method", "against", "scenes", "change (points)", "that is", "both solved", "only the other",
+        Table(["method", "change (points)", "that is", "against", "scenes", "both solved", "only the other",
                "only this", "neither"], rows)])
     bars = {ratio: [_bar_ratio(pair, ratio) for pair in pairs if pair.change.get(ratio)] for ratio in _RATIOS}
     bars = {ratio: found for ratio, found in bars.items() if found}

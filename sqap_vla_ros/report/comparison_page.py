@@ -35,11 +35,11 @@ from sqap_vla_ros.report.comparison import Comparison
 from sqap_vla_ros.report.evaluation_page import describe_values, list_warnings, tabulate
 from sqap_vla_ros.report.numbers import DASH, format_number, format_share
 from sqap_vla_ros.report.page import Page, Section, Table, Tile
-from sqap_vla_ros.report.pairing import LEAST_BLOCK_LOOKS, LEAST_UNITS, MSE
+from sqap_vla_ros.report.pairing import DISTANCE, LEAST_BLOCK_LOOKS, LEAST_UNITS, MEASURES
 from sqap_vla_ros.report.replays import RECORDED, LookComparison
 from sqap_vla_ros.report.runs import EVALUATION, REPLAY, Run
 
-_MOST_TILES = 6
+_MOST_TILES, _MOST_NAMES = 6, 8
 _QUANTITIES = {"jerk_m_s3": "jerk", "path_m": "path"}
 _MEGABYTE = 1e6
 _NEVER_TOLD = ("versions", "methods")
@@ -59,11 +59,16 @@ def build_comparison_page(comparison: Comparison) -> Page:
     warnings += [f"{run.name}: {sentence}" for run in replays
                  for sentence in run.summary["bag"].get("complaints") or ()]
     return Page(
-        title=f"{len(runs)} runs compared", subtitle=", ".join(run.name for run in runs),
+        title=f"{len(runs)} runs compared", subtitle=_list_names([run.name for run in runs]),
         tiles=[*tile_episodes(pairs), *_list_look_tiles(comparison)][:_MOST_TILES],
         sections=[*show_episodes(pairs), *_show_evaluations(evaluations), *_show_look_pairs(comparison),
                   *_show_motions(comparison), *_show_replays(replays), *_show_settings(runs)],
         warnings=[*comparison.remarks, *warnings])
+
+
+def _list_names(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _name_pair(method: str, run: str) -> str:
@@ -72,9 +77,9 @@ def _name_pair(method: str, run: str) -> str:
 
 def _list_look_tiles(comparison: Comparison) -> Iterator[Tile]:
     for pair in comparison.looks:
-        if pair.measure == MSE:
-            yield Tile(f"{pair.other} against {pair.first}", f"{format_number(pair.result.difference)} MSE",
-                       f"from {_name_yardstick(pair.yardstick)}; "
+        if pair.measure == DISTANCE:
+            yield Tile(f"{pair.other} against {pair.first}", f"{pair.result.difference:+.3g} mm",
+                       f"of distance from {_name_yardstick(pair.yardstick)}; "
                        + judge_change(pair.result.interval, "farther", "nearer"))
 
 
@@ -97,20 +102,23 @@ def _show_evaluations(runs: Sequence[Run]) -> Iterator[Section]:
 
 
 def _show_look_pairs(comparison: Comparison) -> Iterator[Section]:
+    note = ""
     for yardstick in dict.fromkeys(pair.yardstick for pair in comparison.looks):
         pairs = [pair for pair in comparison.looks if pair.yardstick == yardstick]
-        first, measures = pairs[0].first, list(dict.fromkeys(pair.measure for pair in pairs))
-        bars = [Bar(pair.other, pair.result.difference, pair.result.interval) for pair in pairs if pair.measure == MSE]
+        first, what = pairs[0].first, _name_yardstick(yardstick)
+        by_measure = {measure: [pair for pair in pairs if pair.measure == measure] for measure in MEASURES}
         several = max(pair.result.bags for pair in pairs) > 1
+        note = "Drawn and read as above." if note else _explain_units(several=several)
+        bars = {measure: [_bar_share(pair) for pair in found if pair.result.first > 0.0]
+                for measure, found in by_measure.items()}
         parts: list[Any] = [plot_changes(
-            {"change of MSE": bars}, "change of MSE",
-            f"Change of the MSE from {_name_yardstick(yardstick)} against that of {first} on the same looks, with the "
-            "95 % interval of a paired bootstrap.")]
-        parts += [_tabulate_looks(measure, [pair for pair in pairs if pair.measure == measure]) for measure in measures]
+            {measure: found for measure, found in bars.items() if found}, f"change (% of {first}'s own)",
+            f"Change of the distance from {what} against that of {first} on the same looks, with the 95 % interval of "
+            "a paired bootstrap.")]
+        parts += [_tabulate_looks(measure, found) for measure, found in by_measure.items()]
         if several:
-            parts.append(_tabulate_bags([pair for pair in pairs if pair.measure == MSE]))
-        yield Section(f"Distance from {_name_yardstick(yardstick)}, look by look", _explain_units(several=several),
-                      parts)
+            parts.append(_tabulate_bags(by_measure[DISTANCE]))
+        yield Section(f"Distance from {what}, look by look", note, parts)
 
 
 def _explain_units(*, several: bool) -> str:
@@ -123,13 +131,20 @@ def _explain_units(*, several: bool) -> str:
             "distance is not success: look at jerk, path and the least cosine too, and let the policy act.")
 
 
+def _bar_share(pair: LookComparison) -> Bar:
+    result = pair.result
+    return Bar(pair.other, 100.0 * result.difference / result.first,
+               result.interval and [100.0 * bound / result.first for bound in result.interval])
+
+
 def _tabulate_looks(measure: str, pairs: Sequence[LookComparison]) -> Table:
     first = pairs[0].first
     return Table(
-        ["policy", "looks", "bags", f"of {first}", "its own", "change, 95 %", "that is"],
-        [[pair.other, str(pair.result.looks), str(pair.result.bags), format_number(pair.result.first),
-          format_number(pair.result.other), say_change(pair.result.difference, pair.result.interval, "{:+.3g}"),
-          judge_change(pair.result.interval, f"farther than {first}", f"nearer than {first}")] for pair in pairs],
+        ["policy", "change, 95 %", "that is", f"of {first}", "its own", "looks", "bags"],
+        [[pair.other, say_change(pair.result.difference, pair.result.interval, "{:+.3g}"),
+          judge_change(pair.result.interval, f"farther than {first}", f"nearer than {first}"),
+          format_number(pair.result.first), format_number(pair.result.other), str(pair.result.looks),
+          str(pair.result.bags)] for pair in pairs],
         measure)
 
 
@@ -137,7 +152,7 @@ def _tabulate_bags(pairs: Sequence[LookComparison]) -> Table:
     bags = list(dict.fromkeys(bag for pair in pairs for bag in pair.result.by_bag))
     return Table(["bag", *(pair.other for pair in pairs)],
                  [[bag, *(format_number(pair.result.by_bag.get(bag)) for pair in pairs)] for bag in bags],
-                 f"Change of MSE against {pairs[0].first}, bag by bag")
+                 f"Change of {pairs[0].measure} against {pairs[0].first}, bag by bag")
 
 
 def _show_motions(comparison: Comparison) -> Iterator[Section]:
@@ -180,7 +195,7 @@ def _tell_policy(summary: Mapping[str, Any], label: str) -> list[str]:
     total = (timing.get("latency_ms") or {}).get("total") or {}
     held = policy.get("weight_bytes")
     return [format_number(None if held is None else held / _MEGABYTE),
-            f"{format_number(tokens.get('kept_mean'))} of {format_number(tokens.get('total'))}",
+            f"{format_number(tokens.get('kept_mean'))}/{format_number(tokens.get('total'))}",
             format_share(tokens.get("gripper_kept_mean")), format_number(motion.get("jerk_m_s3")),
             format_number(motion.get("path_m")), format_number(total.get("p50")), format_number(total.get("p99")),
             format_number(timing.get("deadline_misses"))]
@@ -194,5 +209,5 @@ def _show_settings(runs: Sequence[Run]) -> Iterator[Section]:
     differing = [name for name in names if len({values.get(name) for values in told}) > 1]
     note = "" if differing else "All runs have the same settings, machine and versions."
     yield Section("Settings that differ", note, [Table(
-        ["setting", *(run.name for run in runs)],
-        [[name, *(values.get(name, DASH) for values in told)] for name in differing])] if differing else [])
+        ["run", *differing], [[run.name, *(values.get(name, DASH) for name in differing)]
+                              for run, values in zip(runs, told, strict=True)])] if differing else [])

@@ -100,8 +100,9 @@ def test_episodes_of_the_same_trials_are_paired_scene_by_scene(tmp_path):
     assert page.tiles[0].note.endswith("; less") and page.tiles[1].note.endswith("; no difference shown")
     section = page.sections[0]
     assert section.note == NO_DIFFERENCE and "includes 0 means that these data show no difference" in section.note
-    rows = list_texts(page)
-    assert ["blind", "-", "gripper"] in rows and not any(row[0] == "suite" for row in rows)
+    settings = page.sections[-1].parts[0]
+    assert settings.columns == ["run", "blind"]
+    assert [row[-1] for row in settings.rows] == ["-", "gripper"]
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
@@ -227,9 +228,13 @@ def test_looks_of_one_bag_are_paired_by_what_was_recorded_and_by_the_float_polic
     assert comparison.remarks == [] and [section.title for section in page.sections[:2]] == [
         "Distance from what was recorded, look by look", "Distance from float, look by look"]
     assert "blocks of the bag's looks" in page.sections[0].note and "includes 0 means" in page.sections[0].note
-    assert [tile.note for tile in page.tiles] == ["from what was recorded; farther", "from what was recorded; nearer",
-                                                  "from float; nearer"]
-    assert ["w4a4", "120", "1"] in [row[:3] for row in list_texts(page)]
+    assert [(tile.value, tile.note) for tile in page.tiles] == [
+        ("+1.5 mm", "of distance from what was recorded; farther"),
+        ("-0.5 mm", "of distance from what was recorded; nearer"), ("-1 mm", "of distance from float; nearer")]
+    bars = {trace["name"]: trace["y"] for trace in page.sections[0].parts[0].figure["data"]}
+    assert bars == {MSE: pytest.approx([550.0, -75.0]), DISTANCE: pytest.approx([150.0, -50.0])}
+    assert ["w4a4", "farther than float", "1", "2.5", "120", "1"] in [
+        [row[0], *row[2:]] for row in list_texts(page) if len(row) == 7]
 
 
 def test_policies_of_one_name_are_told_apart_by_what_they_answered(tmp_path):
