@@ -54,6 +54,8 @@ setup(
         shared("launch", "*.launch.py"),
         shared("config", "*.*"),
         shared("config/sros2", "*.xml"),
+        # Beside the package for `sqap`, and where a robot's launch files look.
+        (f"share/{NAME}/config", [f"{NAME}/assets/fastdds.xml"]),
     ],
     zip_safe=False,
     python_requires=">=3.10",

@@ -82,3 +82,62 @@ def oracles():
     if not folder.is_dir():
         pytest.skip(f"no reference outputs of the original models at {folder}; SQAP_ORACLES names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated_bag(tmp_path_factory):
+    """Folder of a bag: the scripted expert at work on the simulated table for 12 steps, by the simulated clock."""
+    import numpy as np
+    from rclpy.serialization import serialize_message
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import JointState
+    from std_msgs.msg import String
+    from tf2_msgs.msg import TFMessage
+
+    from sqap_vla_ros.ros import codecs, interface
+    from sqap_vla_ros.simulation import expert
+    from sqap_vla_ros.simulation.suite import choose_trials
+    from sqap_vla_ros.simulation.tabletop import Tabletop
+
+    path, store = tmp_path_factory.mktemp("bags") / "expert", get_typestore(Stores.ROS2_HUMBLE)
+    trial = choose_trials("base", 1, 2_000_000)[0]
+    table = Tabletop(trial.layout)
+    table.reset(trial.seed)
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        ends = {end.name: writer.add_connection(f"/{end.name.lstrip('/')}", end.type_name, typestore=store) for end in (
+            interface.CLOCK, interface.TF_STATIC, interface.TF, interface.JOINT_STATES, interface.CAMERA_INFO,
+            interface.IMAGE, interface.INSTRUCTION, interface.TWIST)}
+
+        def write(end, message, at_ns):
+            writer.write(ends[end.name], at_ns, serialize_message(message))
+
+        def tell_frames(at_ns):
+            write(interface.CLOCK, Clock(clock=codecs.ns_to_stamp(at_ns)), at_ns)
+            write(interface.TF, TFMessage(transforms=[codecs.encode_transform(*pose, at_ns)
+                                                      for pose in table.link_poses()]), at_ns)
+
+        for step in range(12):
+            now_ns = 1_000_000_000 + step * 100_000_000
+            tell_frames(now_ns)
+            if step == 0:
+                write(interface.TF_STATIC, TFMessage(transforms=[codecs.encode_transform(*pose, now_ns)
+                                                                 for pose in table.static_poses()]), now_ns)
+                write(interface.INSTRUCTION, String(data=trial.task.instruction), now_ns)
+            names, positions, velocities = table.joint_state()
+            write(interface.JOINT_STATES, JointState(header=codecs.make_header(now_ns, ""), name=list(names),
+                                                     position=positions.tolist(), velocity=velocities.tolist()), now_ns)
+            write(interface.CAMERA_INFO, codecs.encode_camera_info(table.camera(), now_ns, "camera_optical_frame"),
+                  now_ns)
+            write(interface.IMAGE, codecs.encode_image(table.render(), now_ns, "camera_optical_frame"), now_ns)
+            action = expert.act(table.state(), trial.task, table.layout)
+            write(interface.TWIST, codecs.encode_twist(*np.split(action[:6] / 0.1, 2), now_ns, "panda_link0"), now_ns)
+            table.set_twist(*np.split(action[:6] / 0.1, 2))
+            table.set_gripper(action[6])
+            for tick in range(1, 5):
+                table.advance(0.02)
+                tell_frames(now_ns + tick * 20_000_000)
+            table.advance(0.02)
+    table.close()
+    return path

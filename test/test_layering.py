@@ -22,7 +22,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sqap_vla_ros"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 ORDER = (
-    {"errors"}, {"knobs"}, {"compiled", "config", "data", "standalone"}, {"fused_rows"},
+    {"errors"}, {"knobs"}, {"compiled", "config", "data", "standalone"}, {"fused_rows", "parameter_file"},
     {"quantization", "pruning", "geometry"}, {"models"}, {"policy"},
     {"ros", "simulation", "training", "evaluation"}, {"bags", "report"}, {"cli"},
 )

@@ -55,6 +55,8 @@ class LookRecord:
     :param tf: what TF knew of the moment: 'exact', 'latest', 'none' or 'unasked', the worst of all cameras
     :param no_protection: why the robot was not protected; empty where it was
     :param refused: why the policy was not asked; empty where it was
+    :param frame_id: of the first camera's picture
+    :param tool: (7,) the tool in the base frame, x, y, z in m and the quaternion x, y, z, w; None where TF did not know
     :param recorded: (7,) the action that was recorded for the step that begins with this picture; None where none was,
         a gripper of None where only that is not known
     :param answers: by the policy's label
@@ -67,6 +69,8 @@ class LookRecord:
     tf: str
     no_protection: str = ""
     refused: str = ""
+    frame_id: str = ""
+    tool: list[float] | None = None
     recorded: list[float | None] | None = None
     answers: dict[str, Answer] = field(default_factory=dict)
 

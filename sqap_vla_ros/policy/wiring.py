@@ -114,6 +114,10 @@ def check_fit(config: Config, facts: CheckpointFacts) -> list[StoredObservation]
     if not (knobs.meters_per_unit == knobs.radians_per_unit == 1.0 or dimensions == len(ACTION_NAMES)):
         raise ConfigError(f"model.meters_per_unit and model.radians_per_unit are for actions of {len(ACTION_NAMES)} "
                           f"numbers, and those of '{config.model.checkpoint}' have {dimensions}; leave them at 1")
+    horizon = config.control.ensemble_horizon
+    if horizon > 1 and facts.model.action_spec.chunk_steps == 1:
+        raise ConfigError(f"control.ensemble_horizon is {horizon}, and '{config.model.checkpoint}' decides one step at "
+                          "a time, so no two of its answers are for the same moment; leave it at 1")
     check_pictures(facts.model.image_spec, facts.model.pictures)
     build_pruner(config, facts.model, find_device(config.model.device))
     if config.model.recipe not in RECIPES:

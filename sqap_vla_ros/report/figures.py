@@ -87,7 +87,8 @@ def plot_over_time(times_s: Sequence[float], cells: Mapping[str, Sequence[Series
             elif sum(value is not None for value in line.values) == 1:
                 trace["mode"] = "markers"
             traces.append(trace)
-        layout[_axis("yaxis", place)] |= {"fixedrange": True, "nticks": 5, "hoverformat": ".1%" if share else ".4~g",
+        layout[_axis("yaxis", place)] |= {"fixedrange": True, "nticks": 5, "showspikes": False,
+                                            "hoverformat": ".1%" if share else ".4~g",
                                             **({"tickformat": ".0%"} if share else {})}
     # One axis for all cells: what is zoomed in one is zoomed in all.
     layout |= {"xaxis": {"title": {"text": "time (s)"}, "hoverformat": ".2f"}, "hovermode": "x unified"}

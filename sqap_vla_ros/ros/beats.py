@@ -47,11 +47,13 @@ class Beats:
         self._node, self._clock, self._callbacks = node, clock, (on_tick, on_command)
         self._timers: list[Timer] = []
         self._resting, self._moved_ns = False, 0
-        self._asked_ns, self._stalled = 0, False
+        self._asked_ns = 0
+        # What the node's clock showed when a stall was over, and when that was.
+        self._stall: tuple[int, int] | None = None
 
     def start(self, control: ControlKnobs) -> None:
         """Begin to beat."""
-        self._resting, self._stalled = False, False
+        self._resting, self._stall = False, None
         self._moved_ns = self._asked_ns = self._clock.now().nanoseconds
         self._timers = [self._node.create_timer(1.0 / rate_hz, callback, clock=self._clock)
                         for rate_hz, callback in zip(_rates(control), self._callbacks, strict=True)]
@@ -73,16 +75,21 @@ class Beats:
             self._resting = not self._resting
             self.tune(control)
 
-    def comes_behind_a_stall(self) -> bool:
-        """Whether the executor stood still until now; asked before each command, and true at most every second time.
+    def comes_behind_a_stall(self, now_ns: int) -> bool:
+        """Whether the executor stood still until a moment ago, and /clock may have moved on meanwhile.
 
-        rclpy serves timers before topics, so the first command behind a stall would bear the time that /clock told
-        before it; the next comes when /clock has been read.
+        rclpy serves timers before topics, so a command right behind a stall would bear the time from before it. It
+        waits until the clock has moved, or has had one period to do so.
+
+        :param now_ns: what the node's clock shows; this is asked before each command
         """
-        now_ns = self._clock.now().nanoseconds
-        gap_ns, self._asked_ns = now_ns - self._asked_ns, now_ns
-        self._stalled = not self._stalled and gap_ns > _STALL_PERIODS * self._timers[1].timer_period_ns
-        return self._stalled
+        wall_ns, period_ns = self._clock.now().nanoseconds, self._timers[1].timer_period_ns
+        gap_ns, self._asked_ns = wall_ns - self._asked_ns, wall_ns
+        if self._stall is None and gap_ns > _STALL_PERIODS * period_ns:
+            self._stall = now_ns, wall_ns
+        elif self._stall is not None and (now_ns != self._stall[0] or wall_ns - self._stall[1] >= period_ns):
+            self._stall = None
+        return self._stall is not None
 
     def tune(self, control: ControlKnobs) -> None:
         """Take up changed rates."""

@@ -88,7 +88,7 @@ def decode_image(message: Image) -> np.ndarray:
     # One tight picture; bytes have no byte order.
     padded = np.frombuffer(message.data, dtype=np.uint8)[:step * height].reshape(height, step)
     rows = np.ascontiguousarray(padded[:, :row])
-    picture = rows.reshape(height, width, -1)
+    picture: np.ndarray = rows.reshape(height, width, -1)
     if encoding != "rgb8":
         # Its colour order named, so that every cv_bridge does the same.
         tight = Image(height=height, width=width, encoding=_SAME_ENCODINGS.get(encoding, encoding), step=row,

@@ -128,15 +128,11 @@ class Health:
         :param engine: what multiplied
         :param dropped: name of the counter of why nothing came of it; empty when it is carried out
         """
-        values: dict[str, object] = {f"{stage}_ms": f"{value:.3f}"
-                                     for stage, value in _stage_times(inference, image_age_ms).items()}
-        values |= _token_counts(inference.tokens)
-        values |= {"image_stamp_ns": inference.chunk.stamp_ns, "inferences": self.inferences,
-                   "dropped_chunks": self.counts["dropped_chunk"], "missed_deadlines": self.counts["deadline"],
-                   "engine": engine, "dropped": dropped, "no_protection": protection}
-        level = DiagnosticStatus.WARN if protection else DiagnosticStatus.OK
-        message = f"not protected: {protection}" if protection else f"{inference.times.total_ms:.1f} ms"
-        return self._array("latency", level, message, values, stamp_ns)
+        more = {"image_stamp_ns": inference.chunk.stamp_ns, "inferences": self.inferences,
+                "dropped_chunks": self.counts["dropped_chunk"], "missed_deadlines": self.counts["deadline"],
+                "engine": engine, "dropped": dropped}
+        return encode_latency(self._name, _stage_times(inference, image_age_ms), _token_counts(inference.tokens), more,
+                              protection, stamp_ns)
 
     def summary(self, now: Summary, stamp_ns: int, wall_ns: int) -> DiagnosticArray:
         """The last second as a message."""
@@ -186,9 +182,31 @@ class Health:
 
     def _array(self, task: str, level: bytes, message: str, values: Mapping[str, object],
                stamp_ns: int) -> DiagnosticArray:
-        status = DiagnosticStatus(name=f"{self._name}: {task}", level=level, message=message, hardware_id="none",
-                                  values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
-        return DiagnosticArray(header=make_header(stamp_ns, ""), status=[status])
+        return _encode(f"{self._name}: {task}", level, message, values, stamp_ns)
+
+
+def encode_latency(name: str, milliseconds: Mapping[str, float], tokens: Mapping[str, int],
+                   more: Mapping[str, object], protection: str, stamp_ns: int) -> DiagnosticArray:
+    """One inference as a message.
+
+    :param name: of the node, or of what stands for it
+    :param milliseconds: by stage, ``total`` among them
+    :param tokens: how many there are, and how many each rule kept
+    :param more: other values
+    :param protection: why the robot was not protected; empty when it was
+    :param stamp_ns: of the message
+    """
+    values = {**{f"{stage}_ms": f"{value:.3f}" for stage, value in milliseconds.items()}, **tokens, **more,
+              "no_protection": protection}
+    level = DiagnosticStatus.WARN if protection else DiagnosticStatus.OK
+    message = f"not protected: {protection}" if protection else f"{milliseconds['total']:.1f} ms"
+    return _encode(f"{name}: latency", level, message, values, stamp_ns)
+
+
+def _encode(name: str, level: bytes, message: str, values: Mapping[str, object], stamp_ns: int) -> DiagnosticArray:
+    status = DiagnosticStatus(name=name, level=level, message=message, hardware_id="none",
+                              values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
+    return DiagnosticArray(header=make_header(stamp_ns, ""), status=[status])
 
 
 def _stage_times(inference: Inference, image_age_ms: float) -> dict[str, float]:

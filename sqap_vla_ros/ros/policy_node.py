@@ -264,7 +264,7 @@ class PolicyNode(SafeLifecycleNode):
 
     def _send_command(self) -> None:
         now_ns = self._now_ns()
-        waits = self._simulated and (self._beats.comes_behind_a_stall() or (
+        waits = self._simulated and (self._beats.comes_behind_a_stall(now_ns) or (
             not self._actuation.why_stopped(self._config)[0]
             and self._cycle.must_wait(now_ns, self._wall_ns(), self._config.control.execute_steps)))
         if now_ns > 0 and not waits:

@@ -238,6 +238,13 @@ def test_actions_of_any_number_are_inferred_and_one_arm_moved_by_seven(build, ti
     check_arm(build().model, InputKnobs())
 
 
+def test_answers_of_one_step_each_cannot_be_blended(build, tiny_demo):
+    ensemble = {"control__ensemble_horizon": 2, "control__execute_steps": 1}
+    with pytest.raises(ConfigError, match="decides one step at a time, so no two of its answers are for the same"):
+        build(model=tiny_demo(chunk_steps=1), **ensemble)
+    build(model=tiny_demo(chunk_steps=2), **ensemble)
+
+
 @pytest.mark.parametrize(("strategy", "preset", "words"), [
     ("fold", "none", "strategy of pictures must be one of resize-naive, .* got 'fold'"),
     ("resize-naive", "droid", "picture preset must be one of none, .* got 'droid'")])

@@ -22,6 +22,8 @@ from PIL import Image
 
 from sqap_vla_ros.bags.looks import Answer, LookRecord
 from sqap_vla_ros.data import ACTION_NAMES
+from sqap_vla_ros.report.html import write_page
+from sqap_vla_ros.report.replay_page import build_replay_page
 
 LABELS = ("w4a4+sqap@0.4", "float")
 LOOKS = 160
@@ -112,6 +114,15 @@ def looks():
 def summary():
     """Content of ``summary.json``."""
     return make_summary()
+
+
+@pytest.fixture(scope="session")
+def replay_report(replay_folder):
+    """The replay's page, in a file; it has a complaint."""
+    summary = make_summary()
+    summary["bag"]["complaints"] = ["the bag ends in the middle of a message; what is whole was read"]
+    write_page(build_replay_page(summary, make_looks(), replay_folder), replay_folder / "report.html")
+    return replay_folder / "report.html"
 
 
 @pytest.fixture(scope="session")
