@@ -45,8 +45,9 @@ scenes: {', '.join(VARIATIONS)}
 Each recipe is carried out once, before anything is played, and stored in DIR/compressed/RECIPE, which `sqap info` and
 a policy node read as well. Those that must see observations take the ones that come with 'demo', or --calibration.
 Other files in DIR: episodes.jsonl (a line as each episode ends), run.json (what was asked for), and at the end
-summary.json, table.md, chart.png, and kept_tokens.png if a method prunes. Run the same again after an interruption and
-only what is missing is done.
+report.html (everything on one page for a browser, which needs no network), summary.json, table.md, chart.png, and
+kept_tokens.png if a method prunes. Run the same again after an interruption and only what is missing is done. Two
+evaluations of the same scenes are compared by `sqap report DIR DIR`.
 Exit codes: 0 all was played, 1 it failed, 2 wrong use, 130 ended by Ctrl-C; what was finished is written in any case.
 """
 

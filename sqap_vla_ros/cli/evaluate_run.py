@@ -49,6 +49,8 @@ from sqap_vla_ros.evaluation.results import summarize_methods
 from sqap_vla_ros.evaluation.summary import describe_machine, describe_versions, write_json
 from sqap_vla_ros.evaluation.table import describe_conditions, write_markdown
 from sqap_vla_ros.evaluation.workers import play_jobs
+from sqap_vla_ros.report.evaluation_page import build_evaluation_page
+from sqap_vla_ros.report.html import write_page
 from sqap_vla_ros.simulation.suite import Trial, choose_trials
 
 _TOLD = ("success", "interval", "successes", "episodes")
@@ -86,7 +88,7 @@ def run_verb(args: argparse.Namespace) -> int:
         complete = len(journal.records) == len(jobs)
     for name, row in results["methods"].items():
         row |= {"fidelity": fidelity[name]} if name in fidelity else {}
-    summary = {**results, "complete": complete, "settings": settings,
+    summary = {"kind": "evaluation", **results, "complete": complete, "settings": settings,
                "run": {"workers": args.workers, "wall_s": round(time.monotonic() - began, 1),
                        "interrupted": interrupted, "failure": None if failure is None else str(failure)},
                "machine": describe_machine(), "versions": describe_versions()}
@@ -158,5 +160,6 @@ def _write(out: Path, summary: dict[str, Any], console: Console) -> None:
     draw_success(rows, out / "chart.png", conditions)
     draw_kept_tokens(rows, out / "kept_tokens.png", conditions)
     (out / "table.md").write_text(write_markdown(summary), encoding="utf-8")
+    write_page(build_evaluation_page(summary), out / "report.html")
     for table in build_evaluation_tables(summary):
         console.print(table)

@@ -33,6 +33,7 @@ INTERRUPTED = 130
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "watch the simulated robot follow instructions, float and compressed"),
     "evaluate": ("evaluate", "measure success in closed loop, without ROS, on all cores"),
+    "report": ("report", "write a run's page once more, or compare several runs in pairs on one page"),
     "infer": ("infer", "look at pictures once: the action, the tokens that stay, the time it takes"),
     "bench": ("bench", "measure how long an inference takes, float and compressed, stage by stage"),
     "soak": ("soak", "let faults loose on the node for minutes or nights, and judge every command it sends"),

@@ -34,7 +34,7 @@ from sqap_vla_ros.evaluation.results import EpisodeRecord
 from sqap_vla_ros.evaluation.summary import write_json
 
 RUN_FILE, EPISODES_FILE = "run.json", "episodes.jsonl"
-RESULT_FILES = ("summary.json", "table.md", "chart.png", "kept_tokens.png")
+RESULT_FILES = ("summary.json", "report.html", "table.md", "chart.png", "kept_tokens.png")
 
 
 class Journal:

@@ -70,7 +70,9 @@ def test_packaged_policy_is_measured(sqap, tmp_path):
     assert [record["seed"] for record in records] == list(SEED_RANGES["validation"][:3])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["methods"]["float"]["successes"] == sum(record["success"] for record in records)
-    assert summary["settings"]["first_seed"] == SEED_RANGES["validation"].start
+    assert (summary["kind"], summary["settings"]["first_seed"]) == ("evaluation", SEED_RANGES["validation"].start)
+    page = (tmp_path / "report.html").read_text()
+    assert "Closed loop: base suite" in page and f"{row['success']:.1%}" in page
     assert cv2.imread(str(tmp_path / "chart.png")).shape[0] > 400
     assert not (tmp_path / "kept_tokens.png").exists() and not (tmp_path / "compressed").exists()
     assert all(0.05 < record["path_m"] < 2.0 for record in records)
