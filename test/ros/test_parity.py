@@ -89,4 +89,5 @@ def test_every_picture_gets_the_same_action_live_and_replayed(launch, simulated_
     for look in looks:
         steps, tokens, reason = running.policy.decided[look.stamp_ns]
         np.testing.assert_array_equal(steps, np.array(look.answers["policy"].steps))
-        assert sum(len(use.kept) for use in tokens) == look.answers["policy"].kept and reason == look.no_protection == ""
+        assert sum(len(use.kept) for use in tokens) == look.answers["policy"].kept
+        assert reason == look.no_protection == ""
