@@ -77,6 +77,9 @@ def plot_deviation(looks: Sequence[Look], labels: Sequence[str], compared: Seque
     :param period_s: how long a step lasts: a look counts until the next one, at most for a whole step; None when that
         is not known and each look counts as a step
     """
+    answered = [(look, at_s) for look, at_s in zip(looks, measure_times(looks), strict=True)
+                if all(label in look["answers"] for label in labels)]
+    looks, times_s = [look for look, _ in answered], [at_s for _, at_s in answered]
     weights = _weigh_looks(looks, period_s)
     # A policy's deviation from what was recorded has the policy's tone, as everywhere.
     tones = dict(_tone_labels(labels))
@@ -89,7 +92,7 @@ def plot_deviation(looks: Sequence[Look], labels: Sequence[str], compared: Seque
     cells = {f"{dimension} ({UNITS[dimension]})": [
         Series(f"{policy} \u2212 {other}", sums[policy, other, tone][place], tone) for policy, other, tone in known]
         for place, dimension in enumerate(ACTION_NAMES[:-1])}
-    return plot_over_time(measure_times(looks), cells, "Cumulative deviation: the differences of the actions, added "
+    return plot_over_time(times_s, cells, "Cumulative deviation: the differences of the actions, added "
                           "up; anew with each instruction and behind each gap.") if known else None
 
 

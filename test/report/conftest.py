@@ -51,8 +51,8 @@ def make_looks():
         lines.append(LookRecord(
             index, 10**9 * 1000 + index * 10**8, 10**9 * 1000 + index * 10**8 + 4_000_000,
             "put the red block into the bin" if time < 8 else "stack the blue block on the green block",
-            "latest" if index % 40 == 7 else "exact", "", "", [float(value) for value in action],
-            {label: make_answer(random, action, pruned=label != "float") for label in LABELS}).to_line())
+            "latest" if index % 40 == 7 else "exact", recorded=[float(value) for value in action],
+            answers={label: make_answer(random, action, pruned=label != "float") for label in LABELS}).to_line())
     return [json.loads(line) for line in lines]
 
 

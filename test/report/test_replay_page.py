@@ -14,8 +14,10 @@
 
 """What a replay's page says, and what it leaves out where nothing is known."""
 
+import numpy as np
 import pytest
 
+from sqap_vla_ros.bags.metrics import compare_actions, split_stretches, weigh_looks
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.report.html import render_page
 from sqap_vla_ros.report.page import Plot, Scrubber, Table
@@ -124,6 +126,21 @@ def test_look_counts_until_the_next_one():
     looks = [make_look(index, a=1.0, b=0.0) for index in (0, 1, 2, 9, 10)]
     plot = plot_deviation(looks, ["a", "b"], [{"policy": "a", "with": "b"}], 0.2)
     assert list_lines(plot)["x (m)"][0][1] == pytest.approx([0.5, 1.0, 2.0, 0.5, 1.5])
+
+
+def test_deviation_goes_as_far_as_the_drift_in_the_table(looks):
+    """A look that only one policy answered counts in neither."""
+    del looks[20]["answers"][SECOND]
+    answered = [look for look in looks if len(look["answers"]) == 2]
+    period_ns = 130_000_000
+    stamps = [look["stamp_ns"] for look in answered]
+    stretches = split_stretches(stamps, [look["instruction"] for look in answered], period_ns)
+    first, second = (np.array([look["answers"][label]["steps"][0] for look in answered]) for label in (FIRST, SECOND))
+    known = compare_actions(first, second, stretches, weigh_looks(stamps, stretches, period_ns))["dimensions"]
+    plot = plot_deviation(looks, [FIRST, SECOND], [{"policy": FIRST, "with": SECOND}], period_ns * 1e-9)
+    for name, lines in zip(ACTION_NAMES, list_lines(plot).values(), strict=False):
+        assert max(map(abs, lines[0][1])) == pytest.approx(known[name]["drift"])
+    assert len(plot.figure["data"][0]["x"]) == len(looks) - 1
 
 
 def test_tokens_by_rule_are_of_policies_that_prune(looks):
