@@ -57,11 +57,12 @@ def summarize_replay(looks: Sequence[LookRecord], config: Config, labels: Sequen
                 for label, other, reference in pairs]
     motion = {name: describe_motion(values, stretches, weights, control.step_period_s)
               for name, values in ((RECORDED, recorded), *rows.items())}
-    return _rounded({
+    timing = {label: _summarize_timing(asked, label, 1e3 / control.control_hz) for label in labels}
+    figures = _rounded({
         "kind": "replay", "compared": [row for row in compared if row["looks"]], "motion": motion,
         "tokens": {label: _summarize_tokens(asked, label) for label in labels}, "tf": _summarize_tf(looks),
-        "answered": len(asked)}) | {"timing": {label: _summarize_timing(asked, label, 1e3 / control.control_hz)
-                                               for label in labels}}
+        "answered": len(asked), "step_period_s": control.step_period_s})
+    return {**figures, "timing": timing}
 
 
 def _first_steps(looks: Sequence[LookRecord], label: str) -> np.ndarray:

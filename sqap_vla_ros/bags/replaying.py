@@ -111,7 +111,8 @@ def replay(request: ReplayRequest, on_step: Listener) -> dict[str, Any]:
         summary = summarize_replay(looks, config, [label for label, _ in request.policies])
         facts = {name: {"type": item.type_name, "count": item.count} for name, item in sorted(bag.topics.items())}
         summary |= {"bag": {"name": request.bag.name, "topics": facts,
-                            "duration_s": round((bag.end_ns - bag.start_ns) * 1e-9, 3), "looks": len(looks),
+                            "duration_s": round((bag.end_ns - bag.start_ns) * 1e-9, 3),
+                            "pictures": count_sets(bag, config, request), "looks": len(looks),
                             "refused": dict(Counter(look.refused for look in looks if look.refused)),
                             "complaints": [*bag.complaints, *recorded.complaints]}}
     summary |= {"policies": described, "settings": settings, "versions": describe_versions(),

@@ -14,6 +14,7 @@
 
 """A bag seen through the node's own eyes, step by step: every complete set of pictures, in order, none dropped.
 
+A picture that was sent twice, by its stamp, is looked at once.
 The very parts that listen in the node listen here, to a node that is none: what they subscribe to is given to them out
 of the bag, and its clock is the bag's. A set of pictures waits for TF as it does there, in the bag's time.
 """
@@ -124,6 +125,8 @@ class Stepper:
     :param names: how topics are called in the bag
     :param instruction: given instead of the bag's own; empty for the bag's
     :param note: told what cannot be used: its kind and a sentence
+
+    ``repeated`` counts the pictures that were there before.
     """
 
     def __init__(self, config: Config, names: Names, instruction: str, note: Callable[[str, str], None]) -> None:
@@ -139,6 +142,7 @@ class Stepper:
         interface.subscribe(node, interface.CLOCK, self._on_clock)
         self._waiting: deque[tuple[Picture, str]] = deque()
         self._log_ns, self._ticks, self._follows_stamps = 0, False, False
+        self._latest_ns, self.repeated = -1, 0
 
     @property
     def finder(self) -> FootprintFinder:
@@ -205,6 +209,10 @@ class Stepper:
             self._node.now_ns = picture.stamp_ns
         if self._follows_stamps:
             self._set_clock(picture.stamp_ns)
+        if picture.stamp_ns == self._latest_ns:
+            self.repeated += 1
+            return
+        self._latest_ns = picture.stamp_ns
         self._waiting.append((picture, self._instruction))
 
     def _on_instruction(self, message: Any) -> None:

@@ -118,6 +118,12 @@ def test_with_a_recorded_clock_that_one_counts_and_its_jump_back_forgets_the_fra
     assert looks[-1].stamp_ns == START_NS + 100 * MS and looks[-1].tf is TfHit.NONE
 
 
+def test_a_picture_that_was_sent_twice_is_looked_at_once():
+    bag = make_bag(2)
+    add_moment(bag, START_NS + 100 * MS, offset_ns=MS)
+    assert len(step(bag)[0]) == 2
+
+
 def test_the_instruction_in_force_is_that_of_the_moment_or_the_one_that_is_given():
     bag = make_bag(3)
     bag.add(interface.INSTRUCTION, String(data="stop it"), START_NS + 150 * MS)
