@@ -16,7 +16,8 @@
 
 The robot goes on while the next scene is asked for; that is no part of any episode. Within one, its clock stands still
 at the beginning of each step until a command has come, so every message of that moment bears the same stamp, and what
-is missing can be named.
+is missing can be named. While it stands, the robot sends the same again now and then, for those who come late; once is
+enough.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ class RecordedSteps:
     """Given all messages, lets those of episodes through.
 
     :param outcome: the topic on which the robot tells of a new scene and of each step that is done
-    :param steps: topics that have a message at the beginning of each step
+    :param steady: topics on which the robot sends something at the beginning of each step
+    :param commands: topic on which the robot is answered in each step
     :param stream: other topics that bear a time and belong to an episode only in its course
     """
 
-    def __init__(self, outcome: Endpoint, steps: Sequence[Endpoint], stream: Sequence[Endpoint]) -> None:
+    def __init__(self, outcome: Endpoint, steady: Sequence[Endpoint], commands: Endpoint,
+                 stream: Sequence[Endpoint]) -> None:
         self._outcome = outcome.name
+        self._steady = {topic.name for topic in steady}
         self._skipped = {topic.name: _LENGTH_BYTES if topic.type is interface.TF.type else 0
-                         for topic in (*steps, *stream)}
-        self._stamps_ns: dict[str, set[int]] = {topic.name: set() for topic in steps}
+                         for topic in (*steady, commands, *stream)}
+        self._stamps_ns: dict[str, set[int]] = {topic.name: set() for topic in (*steady, commands)}
         self._episodes: dict[int, int] = {}
         # Which time is part of the newest episode, as far as the robot has told.
         self._begin_ns = self._end_ns = 0
@@ -62,7 +66,7 @@ class RecordedSteps:
 
     @property
     def left_out(self) -> int:
-        """Messages of no episode."""
+        """Messages of no episode, and those that were sent again."""
         return self._left_out + len(self._held)
 
     def select(self, message: Message) -> Iterable[Message]:
@@ -74,8 +78,7 @@ class RecordedSteps:
             return (message,)
         stamp_ns = read_stamp_ns(data, self._skipped[topic])
         if self._begin_ns <= stamp_ns < self._end_ns:
-            self._note(stamp_ns, topic)
-            return (message,)
+            return self._admit(stamp_ns, message)
         # A picture may overtake the word that its step has begun.
         self._held.append((stamp_ns, message))
         return ()
@@ -98,10 +101,13 @@ class RecordedSteps:
         later = [entry for entry in self._held if entry[0] >= self._end_ns]
         self._left_out += len(self._held) - len(ready) - len(later)
         self._held = later
-        for stamp_ns, (topic, _, _) in ready:
-            self._note(stamp_ns, topic)
-        return [message for _, message in ready]
+        return [message for entry in ready for message in self._admit(*entry)]
 
-    def _note(self, stamp_ns: int, topic: str) -> None:
+    def _admit(self, stamp_ns: int, message: Message) -> tuple[Message, ...]:
+        topic = message[0]
         if topic in self._stamps_ns:
+            if topic in self._steady and stamp_ns in self._stamps_ns[topic]:
+                self._left_out += 1
+                return ()
             self._stamps_ns[topic].add(stamp_ns)
+        return (message,)

@@ -34,8 +34,8 @@ _EPILOG = """examples:
 
 OUT is a rosbag2 folder that Humble and all after it read: pictures, camera_info, /tf, /tf_static, joint states, the
 instruction, the commands, /clock, the robot's outcome, the policy's latency and the instruction it follows. Its times
-are those of /clock. What passes between two episodes, while the next scene is laid out, is left out and counted.
-OUT-logs holds what the nodes said.
+are those of /clock. What passes between two episodes, while the next scene is laid out, is left out and counted, and
+so are pictures that the robot sends again while it waits for a command. OUT-logs holds what the nodes said.
 Exit codes: 0 all was played and recorded, 1 something is missing or it failed, 2 wrong use, 130 ended by Ctrl-C; what
 was recorded by then can be read all the same.
 """

@@ -60,7 +60,7 @@ def run_verb(args: argparse.Namespace) -> int:
     episodes = choose_episodes(args.episodes, args.seed)
     picture = of_node(interface.IMAGE_COMPRESSED if args.compressed else interface.IMAGE, ROBOT)
     steady = (picture, *STEADY)
-    steps = RecordedSteps(OUTCOME, (*steady, COMMANDS), STREAM)
+    steps = RecordedSteps(OUTCOME, steady, COMMANDS, STREAM)
     recorder = Recorder(args.out, (*steady, COMMANDS, *STREAM, *RARE), args.storage, steps.select)
     runs: list[MethodRun] = []
     failure, interrupted = None, False

@@ -29,12 +29,12 @@ from sqap_vla_ros.bags.recording import of_node
 from sqap_vla_ros.ros import codecs, interface
 
 OUTCOME, INFO = of_node(interface.OUTCOME, "sim_robot"), of_node(interface.CAMERA_INFO, "")
-FRAMES, CLOCK = interface.TF, interface.CLOCK
+FRAMES, CLOCK, COMMANDS = interface.TF, interface.CLOCK, of_node(interface.TWIST, "")
 BEGIN_NS = 2_000_000_000
 
 
 def make_steps():
-    return RecordedSteps(OUTCOME, (INFO, FRAMES), (CLOCK,))
+    return RecordedSteps(OUTCOME, (INFO, FRAMES), COMMANDS, (CLOCK,))
 
 
 # Kept, since bytes between the fields of a message may differ from one time it is serialized to the next.
@@ -48,6 +48,11 @@ def outcome(start_ns, steps, *, task="reach", finished=False):
 @cache
 def info(stamp_ns):
     return INFO.name, stamp_ns, serialize_message(CameraInfo(header=codecs.make_header(stamp_ns, "camera")))
+
+
+@cache
+def command(stamp_ns):
+    return COMMANDS.name, stamp_ns, serialize_message(codecs.encode_twist((0, 0, 0), (0, 0, 0), stamp_ns, "base"))
 
 
 @cache
@@ -92,6 +97,14 @@ def test_picture_of_the_end_is_of_no_step_even_when_it_comes_before_the_word_of_
     assert list(following.select(outcome(BEGIN_NS, 1))) == [last, outcome(BEGIN_NS, 1)]
 
 
+def test_what_the_robot_sends_again_is_left_out_and_every_command_stays():
+    steps = make_steps()
+    steps.select(outcome(BEGIN_NS, 0))
+    for message, count in ((info(BEGIN_NS), 1), (frames(BEGIN_NS), 1), (command(BEGIN_NS), 3), (clock(BEGIN_NS), 3)):
+        assert sum(len(tuple(steps.select(message))) for _ in range(3)) == count
+    assert steps.left_out == 4
+
+
 def test_steps_without_a_message_are_counted_by_topic():
     steps = make_steps()
     for start_ns, count in ((BEGIN_NS, 3), (3 * BEGIN_NS, 2)):
@@ -100,6 +113,7 @@ def test_steps_without_a_message_are_counted_by_topic():
             if number != 1:
                 steps.select(info(start_ns + number * STEP_NS))
             steps.select(frames(start_ns + number * STEP_NS))
+            steps.select(command(start_ns + min(number, 1) * STEP_NS))
             steps.select(outcome(start_ns, number + 1, finished=number == count - 1))
     assert steps.steps == 5
-    assert steps.count_missing() == {INFO.name: 2}
+    assert steps.count_missing() == {INFO.name: 2, COMMANDS.name: 1}

@@ -78,7 +78,8 @@ def test_bag_holds_each_step_with_its_picture_frames_and_command(sqap, untrained
     steps = list_steps(messages)
     assert len(steps) == 120
     pictures = set(stamps_of(messages, "/camera/image_raw"))
-    assert pictures == steps and line["left_out"] > 0
+    assert pictures == steps and connections["/camera/image_raw"].msgcount == 120
+    assert line["left_out"] > 0
     for topic in ("/camera/camera_info", "/tf", "/joint_states"):
         assert pictures <= set(stamps_of(messages, topic)), topic
     assert steps <= set(stamps_of(messages, "/delta_twist_cmds"))
