@@ -70,7 +70,7 @@ def _find_velocity(look: LookRecord, answer: Answer, config: Config) -> Velocity
     safety = config.safety
     velocity, _ = limit_step(step_velocity(_make_chunk(look, answer, config), 0),
                              max_linear_m_s=safety.max_linear_m_s, max_angular_rad_s=safety.max_angular_rad_s)
-    return Velocity(velocity[:3], velocity[3:], config.control.base_frame)
+    return Velocity(velocity[:3].tolist(), velocity[3:].tolist(), config.control.base_frame)
 
 
 def _find_route(look: LookRecord, answer: Answer, config: Config) -> Route | None:
