@@ -53,13 +53,14 @@ def read_finished(cell: Cell) -> Landed | None:
     record, summary = _read_json(cell.folder / _CELL_FILE), _read_json(cell.folder / _SUMMARY_FILE)
     if not summary or record.get("settings") != _plain(cell.settings):
         return None
-    return Landed(cell, summary, begun=record["begun"])
+    return Landed(cell, summary, begun=record["begun"], alone=record["alone"])
 
 
-def begin_cell(cell: Cell) -> int:
+def begin_cell(cell: Cell, *, alone: bool) -> Landed:
     """Note that a cell is begun. What another of its name has left goes; what this one has left is for it to use.
 
-    :return: how often it was begun by now
+    :param alone: whether no other cell runs beside it
+    :return: the cell as it would land if it failed
     """
     record = _read_json(cell.folder / _CELL_FILE)
     # A folder that was moved is finished as it is, but what was cut short goes on with the same files alone.
@@ -70,10 +71,10 @@ def begin_cell(cell: Cell) -> int:
                 shutil.rmtree(path)
             elif path.name != _LOCK_FILE:
                 path.unlink()
-        record = {**asked, "begun": 0}
-    record["begun"] += 1
+        record = {**asked, "begun": 0, "alone": True}
+    record |= {"begun": record["begun"] + 1, "alone": record["alone"] and alone}
     write_json(cell.folder / _CELL_FILE, record)
-    return int(record["begun"])
+    return Landed(cell, None, begun=record["begun"], alone=record["alone"])
 
 
 class SweepFolder:

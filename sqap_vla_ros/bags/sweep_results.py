@@ -28,7 +28,7 @@ RECORDED = "recorded"
 HEADINGS = ("method", "bag", "seed", "looks", "compared with", "MSE", "MAE", "cosine, mean / min", "gripper agrees",
             "tokens kept", "gripper tokens kept", "latency ms, p50 / p95")
 BESIDE = ("Latency was measured while other cells ran beside on the same cores: compare it with nothing. `--workers 1` "
-          "measures it cell by cell.")
+          "measures it anew in another folder, cell by cell.")
 ALONE = "Latency was measured with one cell at a time."
 
 
@@ -40,12 +40,14 @@ class Landed:
     :param summary: of its replay; None when it failed
     :param failure: why, in a sentence; empty when it did not
     :param begun: how often it was begun, by all runs of the sweep; 0 where that is not known
+    :param alone: whether no other cell ever ran beside it
     """
 
     cell: Cell
     summary: Mapping[str, Any] | None
     failure: str = ""
     begun: int = 0
+    alone: bool = False
 
 
 def build_row(landed: Landed) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def build_row(landed: Landed) -> dict[str, Any]:
     cell, summary = landed.cell, landed.summary
     row: dict[str, Any] = {"cell": cell.name, "method": cell.method.name, "recipe": cell.method.recipe,
                            "rule": cell.method.rule, "pruned_ratio": cell.method.pruned_ratio, "bag": cell.bag_name,
-                           "seed": cell.seed, "begun": landed.begun}
+                           "seed": cell.seed, "begun": landed.begun, "alone": landed.alone}
     if summary is None:
         return {**row, "state": "failed", "failure": landed.failure}
     label = cell.method.name
@@ -68,17 +70,20 @@ def build_row(landed: Landed) -> dict[str, Any]:
             "deadline_misses": timing["deadline_misses"]}
 
 
-def write_markdown(rows: Sequence[Mapping[str, Any]], title: str, *, alone: bool) -> str:
-    """The cells as a table, those that failed below it, and how to read it.
+def say_latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What finished cells' latency is good for."""
+    return ALONE if all(row["alone"] for row in rows) else BESIDE
 
-    :param alone: whether one cell ran at a time
-    """
+
+def write_markdown(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """The cells as a table, those that failed below it, and how to read it."""
     finished = [row for row in rows if row["state"] == "finished"]
     failed = [f"- `{row['cell']}`: {row['failure']}" for row in rows if row["state"] == "failed"]
     lines = [_join(HEADINGS), _join(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2)), *(_join(say_row(row))
                                                                                      for row in finished)]
     return "\n".join([f"# {title}", "", *(lines if finished else ["No cell is finished."]), "",
-                      *(["Failed:", "", *failed, ""] if failed else []), ALONE if alone else BESIDE, ""])
+                      *(["Failed:", "", *failed, ""] if failed else []),
+                      *([say_latency(finished), ""] if finished else [])])
 
 
 def say_row(row: Mapping[str, Any]) -> tuple[str, ...]:

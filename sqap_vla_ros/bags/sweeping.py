@@ -25,7 +25,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Crew:
     address: str = ""
     log: Path = Path(os.devnull)
 
+    @property
+    def alone(self) -> bool:
+        """Whether one cell runs at a time."""
+        return self.workers == 1 and not self.address
+
 
 def run_cells(cells: Sequence[Cell], work: Work, crew: Crew,
               on_slots: Callable[[int], None] = lambda slots: None) -> Generator[Landed, None, None]:
@@ -85,7 +90,7 @@ def run_cells(cells: Sequence[Cell], work: Work, crew: Crew,
     with _join_ray(crew):
         on_slots(_count_slots(crew))
         remote = ray.remote(num_cpus=crew.threads, num_gpus=int(crew.gpu), max_retries=RETRIES)(_run_cell)
-        pending = {remote.remote(cell, work): cell for cell in cells}
+        pending = {remote.remote(cell, work, crew.alone): cell for cell in cells}
         while pending:
             (done,), _ = ray.wait(list(pending))
             yield _receive(done, pending.pop(done))
@@ -101,16 +106,16 @@ def replay_cell(cell: Cell) -> dict[str, Any]:
                                 remap=cell.remap, overlays=False), lambda stage, done, total: None)
 
 
-def _run_cell(cell: Cell, work: Work) -> Landed:
+def _run_cell(cell: Cell, work: Work, alone: bool) -> Landed:
     with hold_cell(cell):
         finished = read_finished(cell)
         if finished is not None:
             return finished
-        begun = begin_cell(cell)
+        begun = begin_cell(cell, alone=alone)
         try:
-            return Landed(cell, work(cell), begun=begun)
+            return replace(begun, summary=work(cell))
         except SqapError as error:
-            return Landed(cell, None, str(error), begun)
+            return replace(begun, failure=str(error))
 
 
 def _receive(done: ray.ObjectRef, cell: Cell) -> Landed:

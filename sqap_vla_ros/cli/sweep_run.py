@@ -31,7 +31,7 @@ from rich.table import Table
 from sqap_vla_ros.bags.sweep_file import read_sweep
 from sqap_vla_ros.bags.sweep_folder import CELLS, RESULT_FILES, SweepFolder
 from sqap_vla_ros.bags.sweep_plan import Cell, Made, Sweep, count_threads, needs_gpu, plan_cells
-from sqap_vla_ros.bags.sweep_results import ALONE, BESIDE, HEADINGS, build_row, say_row, write_markdown
+from sqap_vla_ros.bags.sweep_results import HEADINGS, build_row, say_latency, say_row, write_markdown
 from sqap_vla_ros.bags.sweeping import Crew, replay_cell, run_cells
 from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
 from sqap_vla_ros.cli.progress import StepProgress, SweepProgress
@@ -47,6 +47,10 @@ from sqap_vla_ros.evaluation.summary import describe_machine, describe_versions,
 from sqap_vla_ros.policy.compression import get_recipe
 
 _LOG = "ray.log"
+# How actions compare, and what they cost; the cell's name stands for method, bag and seed.
+_COLUMNS = [[HEADINGS.index(name) for name in names] for names in (
+    ("compared with", "MSE", "MAE", "cosine, mean / min", "gripper agrees"),
+    ("looks", "tokens kept", "gripper tokens kept", "latency ms, p50 / p95"))]
 
 
 def run_verb(args: argparse.Namespace, cores: int) -> int:
@@ -84,7 +88,7 @@ def run_verb(args: argparse.Namespace, cores: int) -> int:
                        "wall_s": round(time.monotonic() - began, 1), "interrupted": interrupted,
                        "failure": None if failure is None else str(failure)},
                "machine": describe_machine(), "versions": describe_versions()}
-    _write(out, summary, len(cells), alone=crew.workers == 1 and not args.address, console=console)
+    _write(out, summary, len(cells), console)
     failed = [name for name, row in rows.items() if row["state"] == "failed"]
     print(json.dumps({"cells": len(cells), "finished": counts["finished"], "failed": failed, "complete": complete,
                       **{Path(name).stem: str(args.out / name) for name in RESULT_FILES}}), flush=True)
@@ -129,16 +133,28 @@ def _run(folder: SweepFolder, cells: Sequence[Cell], crew: Crew, console: Consol
                 progress.on_landed(landed.cell.name, landed.failure)
 
 
-def _write(out: Path, summary: dict[str, Any], planned: int, *, alone: bool, console: Console) -> None:
+def _write(out: Path, summary: dict[str, Any], planned: int, console: Console) -> None:
     rows = summary["cells"]
     write_json(out / "summary.json", summary)
     finished = [row for row in rows if row["state"] == "finished"]
     title = f"{len(finished)} of {planned} cells, checkpoint {summary['settings']['checkpoint']}"
-    (out / "table.md").write_text(write_markdown(rows, title, alone=alone), encoding="utf-8")
-    if finished:
-        table = Table(title=title, title_justify="left", caption=ALONE if alone else BESIDE, caption_justify="left")
-        for index, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="left" if index < 2 else "right")
-        for row in finished:
-            table.add_row(*say_row(row))
+    (out / "table.md").write_text(write_markdown(rows, title), encoding="utf-8")
+    for table in _build_tables(finished, title):
         console.print(table)
+    if finished:
+        console.print(say_latency(finished), highlight=False, markup=False, soft_wrap=True)
+
+
+def _build_tables(rows: Sequence[dict[str, Any]], title: str) -> list[Table]:
+    # Two that fit a terminal, where one would not.
+    tables = []
+    for columns in _COLUMNS if rows else ():
+        table = Table(title=title, title_justify="left")
+        table.add_column("", overflow="fold")
+        said = [say_row(row) for row in rows]
+        for index in columns:
+            table.add_column(HEADINGS[index], justify="right", min_width=max(len(cells[index]) for cells in said))
+        for row, cells in zip(rows, said, strict=True):
+            table.add_row(row["cell"], *(cells[index] for index in columns))
+        tables.append(table)
+    return tables

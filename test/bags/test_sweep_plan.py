@@ -197,16 +197,17 @@ def test_cell_is_finished_by_a_whole_summary_of_the_same_settings(write, tmp_pat
     write_json(cell.folder / "summary.json", SUMMARY)
     assert read_finished(cell) is None
     # What lay there is of nobody knows what.
-    assert begin_cell(cell) == 1 and not (cell.folder / "summary.json").exists()
+    assert begin_cell(cell, alone=True) == Landed(cell, None, begun=1, alone=True)
+    assert not (cell.folder / "summary.json").exists()
     (cell.folder / "overlays").mkdir()
-    assert begin_cell(cell) == 2 and (cell.folder / "overlays").exists()
+    assert begin_cell(cell, alone=False).begun == 2 and (cell.folder / "overlays").exists()
     (cell.folder / "summary.json").write_text(json.dumps(SUMMARY)[:50])
     assert read_finished(cell) is None
     write_json(cell.folder / "summary.json", SUMMARY)
     assert read_finished(cell) == Landed(cell, SUMMARY, begun=2)
     _, (other, _) = cells_in(tmp_path, write, limit=3)
     assert other.folder == cell.folder and read_finished(other) is None
-    assert begin_cell(other) == 1 and [path.name for path in cell.folder.iterdir()] == ["cell.json"]
+    assert begin_cell(other, alone=True).begun == 1 and [path.name for path in cell.folder.iterdir()] == ["cell.json"]
 
 
 def test_folder_with_results_is_taken_when_told_to_go_on_alone(write, tmp_path):
@@ -214,9 +215,9 @@ def test_folder_with_results_is_taken_when_told_to_go_on_alone(write, tmp_path):
     sweep, cells = cells_in(out, write)
     with SweepFolder(out, sweep, cells) as folder:
         cells[0].folder.mkdir(parents=True)
-        begin_cell(cells[0])
+        begin_cell(cells[0], alone=True)
         write_json(cells[0].folder / "summary.json", SUMMARY)
-        folder.add(Landed(cells[0], SUMMARY, begun=1))
+        folder.add(Landed(cells[0], SUMMARY, begun=1, alone=True))
         folder.add(Landed(cells[1], None, "the bag is empty"))
         with pytest.raises(ConfigError, match="another sweep writes to"):
             SweepFolder(out, sweep, cells, resume=True)
@@ -249,10 +250,11 @@ def test_results_are_told_with_what_they_were_compared_with(write, tmp_path):
             "timing": {"w4a4+sqap@0.4": {"latency_ms": {}, "deadline_misses": 0}}}
     assert say_row(build_row(Landed(cell, bare)))[5:] == ("-", "1.00e-02", "-", "-", "-", "-", "-")
     assert say_row(build_row(Landed(cell, {**SUMMARY, "compared": []})))[4:9] == ("-",) * 5
-    table = write_markdown([row, build_row(Landed(other, None, "the bag is empty"))], "2 cells", alone=False)
+    table = write_markdown([row, build_row(Landed(other, None, "the bag is empty"))], "2 cells")
     assert "| w4a4+sqap@0.4 | one | 0 | 8 | float |" in table
     assert "- `w4a4+sqap@0.4__two.mcap__seed0`: the bag is empty" in table and "compare it with nothing" in table
-    assert "one cell at a time" in write_markdown([row], "1 cell", alone=True)
+    assert "one cell at a time" in write_markdown([{**row, "alone": True}], "1 cell")
+    assert "No cell is finished." in write_markdown([], "none")
 
 
 def test_sweep_that_compares_with_nothing_has_one_policy_a_cell(write):

@@ -150,3 +150,18 @@ def test_sweep_goes_on_after_its_own_death(start, tmp_path):
     assert len(begun) == 12 and all(begun[name] == 1 for name in landed)
     # Only what was running when all was killed.
     assert sum(begun.values()) <= 14
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_keeps_what_was_finished(start, tmp_path, scratch):
+    driver = start("one,two", 0.4)
+    driver.wait_for("results.jsonl", 4)
+    # To all processes of the group, as a terminal sends it.
+    os.killpg(driver.process.pid, signal.SIGINT)
+    _, errors = driver.process.communicate(timeout=60)
+    assert errors.rstrip().endswith("KeyboardInterrupt") and driver.process.returncode != 0
+    assert driver.list_processes() == {} and list(scratch.iterdir()) == []
+    landed = {row["cell"] for row in read_rows(tmp_path / "out")}
+    start("one,two", 0.4, "resume").finish()
+    assert len({row["cell"] for row in read_rows(tmp_path / "out")}) == 12
+    assert all(count_begun(tmp_path / "out")[name] == 1 for name in landed)
