@@ -27,7 +27,8 @@ from sqap_vla_ros.models import oft_presets
 from sqap_vla_ros.ros.parameters import declare_parameters, read_config
 
 CONFIG = Path(__file__).parents[1] / "config"
-FILES = sorted(path.name for path in CONFIG.glob("*.yaml"))
+# All but the example of a sweep, which is no parameter file.
+FILES = sorted(path.name for path in CONFIG.glob("*.yaml") if path.name != "sweep.yaml")
 NODES = {"policy_node", "watchdog_node", "sim_robot"}
 OWN = {"use_sim_time", "autostart"}
 

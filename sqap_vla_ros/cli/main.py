@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "observe": ("observe", "take pictures of the simulated robot at work, to calibrate a recipe on"),
     "train-demo": ("train_demo", "train the demo policy from nothing"),
     "activations": ("activations", "measure the decoder's outliers, and what rotation makes of them"),
+    "sweep": ("sweep", "replay bags with many methods, pruned ratios and seeds, on all cores or a Ray cluster"),
     "info": ("info", "tell what a checkpoint is, or what this installation can run"),
 }
 _EPILOG = """Results are files and one line of JSON, the last on stdout; progress and prose go to stderr.

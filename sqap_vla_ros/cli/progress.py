@@ -149,6 +149,37 @@ class EvaluationProgress(_Display):
             self.tell(f"  {self._count:>5}/{self._total}  {words}, about {_say_duration(left_s)} left")
 
 
+class SweepProgress(_Display):
+    """Counts the cells of a sweep that have ended and those that run; as a context manager it cleans up the terminal.
+
+    :param console: where to
+    :param total: cells in all
+    :param finished: those finished by an earlier run
+    """
+
+    def __init__(self, console: Console, total: int, finished: int) -> None:
+        super().__init__(console, Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[now]}"), console=console,
+            disable=not console.is_terminal))
+        self._total, self._count, self._slots = total, finished, 0
+        self._bar = self._progress.add_task("cells", total=total, completed=finished, now="starting Ray")
+
+    def on_slots(self, slots: int) -> None:
+        """Say how many run at a time."""
+        self._slots = slots
+        self._progress.update(self._bar, now=self._say_running())
+
+    def on_landed(self, name: str, failure: str) -> None:
+        """Count a cell that has just ended."""
+        self._count += 1
+        self._progress.update(self._bar, advance=1, now=self._say_running())
+        self.tell(f"  {self._count:>4}/{self._total}  {name}{f': failed: {failure}' if failure else ''}")
+
+    def _say_running(self) -> str:
+        return f"{min(self._slots, self._total - self._count)} running"
+
+
 class TimedProgress(_Display):
     """A bar for each stage of a work that ends with the time; where there is no terminal, a line now and then.
 
