@@ -86,9 +86,9 @@ setup(
         # Reads what we write; apart from the others, since beside an older torch it cannot be installed.
         "formats": ["compressed-tensors>=0.20; python_version>='3.11'"],
         # For `sqap sweep`.
-        "sweep": ["ray>=2.30"],
+        "sweep": ["ray>=2.60"],
         "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "flake8>=4", "mypy>=1.10",
-                "pydocstyle>=6.1", "ray>=2.30", "ruff>=0.5", "selenium>=4.20", "types-PyYAML"],
+                "pydocstyle>=6.1", "ray>=2.60", "ruff>=0.5", "selenium>=4.20", "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [

@@ -37,13 +37,14 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the parameter file {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the parameter file {path} cannot be read: {reason}") from error
     entries = [entry for name, entry in (content.items() if isinstance(content, Mapping) else ())
                if str(name).rpartition("/")[2] in (_NODE, "**", "*")]
     if not entries or not all(isinstance(entry, Mapping) and isinstance(entry.get("ros__parameters"), Mapping)
                               for entry in entries):
-        raise ConfigError(f"{path} is no parameter file of the node; it must hold '{_NODE}:', below it "
-                          "'ros__parameters:', and below that the knobs, as config/policy.yaml does")
+        raise ConfigError(f"{path} sets no parameter of {_NODE}; below '{_NODE}:' must be 'ros__parameters:', and "
+                          "below that the knobs, as in config/policy.yaml")
     values: dict[str, Any] = {}
     for entry in entries:
         values |= dict(_flatten(entry["ros__parameters"]))

@@ -28,9 +28,8 @@ from sqap_vla_ros.bags.sweep_plan import DECIDED, Sweep
 from sqap_vla_ros.config import build_config, iterate_knobs
 from sqap_vla_ros.errors import ConfigError
 from sqap_vla_ros.evaluation.methods import FLOAT, Method, parse_method
+from sqap_vla_ros.parameter_file import read_parameter_file
 
-# Parameters of the node that are no knobs.
-_OF_NODE = ("use_sim_time", "autostart")
 _STORAGE = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 _KEYS: dict[str, tuple[type, type | None, str]] = {
     "checkpoint": (str, None, "a folder, or demo"),
@@ -172,35 +171,10 @@ def _read_knobs(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"knobs: {name} is for the sweep to say, by checkpoint, methods, rules, ratios and "
                               "seeds; leave it out")
     file = folder / values["params_file"] if "params_file" in values else None
-    knobs = {**(read_parameters(file) if file else {}), **told}
+    knobs = {**(read_parameter_file(file) if file else {}), **told}
     config = {name: value for name, _, value in iterate_knobs(build_config(knobs))}
     return {name: list(config[name]) if isinstance(config[name], tuple) else config[name]
             for name in knobs if name not in DECIDED}
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The knobs that a node's parameter file sets, by dotted name.
-
-    :raises ConfigError: when it is none
-    """
-    values = _read_yaml(path)
-    knobs: dict[str, Any] = {}
-    for pattern, entry in values.items():
-        if str(pattern).rpartition("/")[2] in ("policy_node", "**"):
-            parameters = entry.get("ros__parameters") if isinstance(entry, dict) else None
-            if not isinstance(parameters, dict):
-                raise ConfigError(f"{path}: {pattern} has no ros__parameters; take a file like config/policy.yaml")
-            knobs |= _flatten(parameters)
-    if not knobs:
-        raise ConfigError(f"{path} sets no parameter of policy_node; take a file like config/policy.yaml")
-    return {name: value for name, value in knobs.items() if name not in _OF_NODE}
-
-
-def _flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return flat
 
 
 def _find_checkpoint(folder: Path, name: str) -> str:

@@ -16,10 +16,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sqap_vla_ros.data import ACTION_NAMES
 from sqap_vla_ros.report.numbers import DASH, format_number, format_share
@@ -37,6 +40,7 @@ from sqap_vla_ros.report.replay_plots import (
 )
 
 MAX_PICTURES = 240
+PICTURE_PX, PICTURE_QUALITY = 420, 60
 
 Values = Mapping[str, Any]
 
@@ -141,8 +145,17 @@ def _collect_pictures(looks: Sequence[Values], labels: Sequence[str], folder: Pa
     # Evenly spaced, the first and the last among them.
     count = min(len(drawn), MAX_PICTURES)
     chosen = [drawn[place * (len(drawn) - 1) // max(count - 1, 1)] for place in range(count)]
-    frames = [Frame(path.read_bytes(), _describe_look(look, labels), at_s) for path, look, at_s in chosen]
+    frames = [Frame(_shrink(path), _describe_look(look, labels), at_s) for path, look, at_s in chosen]
     return Scrubber(frames) if frames else None
+
+
+def _shrink(path: Path) -> bytes:
+    # As large as the page shows it, so that the file stays small.
+    shrunk = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)
+        picture.save(shrunk, "JPEG", quality=PICTURE_QUALITY)
+    return shrunk.getvalue()
 
 
 def _describe_look(look: Values, labels: Sequence[str]) -> str:
