@@ -160,3 +160,16 @@ def test_help_teaches(capsys):
     for part in ("examples:", "--resume", "--workers 1", "is not comparable", "record-demo", "methods: [float, w4a4]",
                  "results.jsonl", "RAY_AUTH_MODE", "Exit codes: 0 all cells are finished"):
         assert part in text
+
+
+def test_a_real_bag_is_replayed_in_each_cell(sqap, simulated_bag, untrained, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({
+        "checkpoint": str(untrained), "methods": ["float", "w4a4-rtn"], "ratios": [0, 0.5],
+        "bags": [str(simulated_bag)], "knobs": {"prune.layer": 0}}))
+    process = sqap("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out", "--workers", 1)
+    _, errors = process.communicate(timeout=110)
+    assert process.returncode == 0, errors
+    rows = {row["cell"]: row for row in read_rows(tmp_path / "out")}
+    kept = {name.partition("__")[0]: row["kept_mean"] for name, row in rows.items()}
+    assert kept == {"float": 64.0, "w4a4-rtn": 64.0, "w4a4-rtn+sqap@0.5": 32.0}
+    assert rows["w4a4-rtn__expert__seed0"]["against"]["mae"] > 0.0
