@@ -12,7 +12,7 @@ demo: setup  ## show the simulated robot at work, results in out/demo
 	@.venv/bin/sqap demo $(ARGS)
 
 test: setup  ## run the tests; ARGS="-m slow" and the like go to pytest
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: setup  ## check style and types
 	@.venv/bin/ruff check .

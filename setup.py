@@ -87,8 +87,9 @@ setup(
         "formats": ["compressed-tensors>=0.20; python_version>='3.11'"],
         # For `sqap sweep`.
         "sweep": ["ray>=2.60"],
-        "dev": ["pytest>=7", "pytest-timeout>=2", "colcon-common-extensions>=0.3", "flake8>=4", "mypy>=1.10",
-                "pydocstyle>=6.1", "ray>=2.60", "ruff>=0.5", "selenium>=4.20", "types-PyYAML"],
+        "dev": ["pytest>=7", "pytest-timeout>=2", "pytest-xdist>=3.2", "colcon-common-extensions>=0.3",
+                "flake8>=4", "mypy>=1.10", "pydocstyle>=6.1", "ray>=2.60", "ruff>=0.5", "selenium>=4.20",
+                "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [

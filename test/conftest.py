@@ -14,7 +14,10 @@
 
 """What several packages' tests share: a quiet environment, and a demo model built in milliseconds."""
 
+import fcntl
 import os
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 # Read when torch, MuJoCo and ROS load, so set before the imports. Node processes that tests start inherit them.
@@ -49,6 +52,23 @@ def make_tiny_demo(seed=0, **sizes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DemoVla(tiny_demo_config(**sizes)).eval()
+
+
+@pytest.fixture(autouse=True)
+def in_turn(request):
+    """Where several processes share the tests, one that is marked `timed` runs while no other does."""
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    folder = Path(tempfile.gettempdir(), f"sqap-tests-{request.config.workerinput['testrunuid']}")
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as closing:
+        # Whoever waits to be alone holds the door, so that the others do not go in before.
+        door, room = (closing.enter_context((folder / name).open("w")) for name in ("door", "room"))
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if request.node.get_closest_marker("timed") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="module")

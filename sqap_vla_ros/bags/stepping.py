@@ -21,9 +21,11 @@ of the bag, and its clock is the bag's. A set of pictures waits for TF as it doe
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, cast
 
 from rclpy.node import Node
@@ -34,8 +36,9 @@ from sqap_vla_ros.bags.contract import Names
 from sqap_vla_ros.bags.reading import Bag, BagMessage
 from sqap_vla_ros.config import Config
 from sqap_vla_ros.errors import InputError
+from sqap_vla_ros.policy.safety import check_allowed
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.codecs import stamp_to_ns
+from sqap_vla_ros.ros.codecs import NS_PER_S, stamp_to_ns
 from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Picture
 from sqap_vla_ros.ros.inputs import Cameras, JointStates
 from sqap_vla_ros.ros.observing import Observer, Seen
@@ -44,6 +47,8 @@ from sqap_vla_ros.ros.transforms import FootprintFinder, TfHit
 # Stamps that lie farther than this from the time of recording are of another clock, a simulation's for example.
 CLOCK_TOLERANCE_NS = 5_000_000_000
 _FOREVER_NS = 10**18
+# Behind the encapsulation of a serialized message.
+_STAMP_AT, _STAMP_END = 4, 12
 _WORST_FIRST = (TfHit.NONE, TfHit.UNASKED, TfHit.LATEST, TfHit.EXACT)
 
 
@@ -65,6 +70,13 @@ class Look:
     seen: Seen | None
     refused: str
     tf: TfHit
+
+
+class _Time(Enum):
+    # What the node's clock follows.
+    OF_TOPIC = "/clock"
+    OF_LOG = "when messages were recorded"
+    OF_PICTURES = "the pictures' stamps"
 
 
 @dataclass
@@ -105,10 +117,10 @@ class BagNode:
         """What the clock shows."""
         return Time(nanoseconds=self.now_ns)
 
-    @property
-    def topics(self) -> set[str]:
-        """What is listened to."""
-        return {subscription.topic for subscription in self._subscriptions}
+    def list_readable(self, bag: Bag) -> set[str]:
+        """What is listened to, as far as the bag holds it as the type it must have."""
+        return {item.topic for item in self._subscriptions
+                if item.topic in bag.topics and bag.topics[item.topic].type_name == _name_type(item.type)}
 
     def deliver(self, message: BagMessage) -> None:
         """Give a message to those who listen to its topic."""
@@ -118,6 +130,11 @@ class BagNode:
                 subscription.callback(content)
 
 
+def _name_type(kind: Any) -> str:
+    package, what = kind.__module__.split(".")[:2]
+    return f"{package}/{what}/{kind.__name__}"
+
+
 class Stepper:
     """Makes looks of a bag.
 
@@ -125,8 +142,6 @@ class Stepper:
     :param names: how topics are called in the bag
     :param instruction: given instead of the bag's own; empty for the bag's
     :param note: told what cannot be used: its kind and a sentence
-
-    ``repeated`` counts the pictures that were there before.
     """
 
     def __init__(self, config: Config, names: Names, instruction: str, note: Callable[[str, str], None]) -> None:
@@ -137,45 +152,79 @@ class Stepper:
         self._joints = JointStates(node, config.input)
         self._cameras = Cameras(node, config.input, self._on_picture, self._finder.take_camera_info, note,
                                 lambda: self._log_ns)
-        self._observer = Observer(self._finder, self._joints, self._cameras.decode, note, lambda hit: None)
+        self._hits: list[TfHit] = []
+        self._observer = Observer(self._finder, self._joints, self._cameras.decode, note,
+                                  lambda hit: self._hits.append(TfHit(hit)))
         interface.subscribe(node, interface.INSTRUCTION, self._on_instruction)
         interface.subscribe(node, interface.CLOCK, self._on_clock)
         self._waiting: deque[tuple[Picture, str]] = deque()
-        self._log_ns, self._ticks, self._follows_stamps = 0, False, False
-        self._latest_ns, self.repeated = -1, 0
+        self._clock = _Time.OF_LOG
+        self._log_ns, self._latest_ns, self._repeated = 0, 0, 0
+        self._unreadable: dict[str, tuple[int, str]] = {}
 
     @property
     def finder(self) -> FootprintFinder:
         """Knows the frames of the moment that was looked at last."""
         return self._finder
 
+    @property
+    def complaints(self) -> list[str]:
+        """What of the bag could not be used until now, or not as it is, in sentences."""
+        told = [f"{count} messages on {topic} cannot be read and are left out, the first because {reason}"
+                for topic, (count, reason) in self._unreadable.items()]
+        if self._repeated:
+            told.append(f"{self._repeated} pictures bear the stamp of the one before and are looked at once")
+        if self._clock is _Time.OF_PICTURES:
+            told.append("the pictures' stamps are not of the clock that recorded them, so they are taken for the time; "
+                        "record /clock, or synchronise the computers' clocks")
+        return told
+
     def looks(self, bag: Bag) -> Iterator[Look]:
         """Every complete set of pictures, in order.
 
         :param bag: is read from its beginning
-        :raises InputError: when a message cannot be read at all
         """
-        self._ticks = self._names.resolve(interface.CLOCK.name) in bag.topics
-        for message in bag.messages(self._node.topics):
+        self._choose_clock(bag)
+        for message in bag.messages(self._node.list_readable(bag)):
             yield from self._advance(message)
             self._hand_over(message)
             yield from self._look(message.log_ns)
         yield from self._look(None)
 
+    def _choose_clock(self, bag: Bag) -> None:
+        ticks = bag.topics.get(self._names.resolve(interface.CLOCK.name))
+        if ticks is not None and ticks.count:
+            self._clock = _Time.OF_TOPIC
+            return
+        topics = {self._names.resolve(topic) for topic in self._cameras.topics}
+        first = next(iter(bag.messages(topics)), None)
+        if first is None or len(first.data) < _STAMP_END:
+            return
+        ahead_ns = _peek_stamp_ns(first.data) - first.log_ns
+        if not -CLOCK_TOLERANCE_NS <= ahead_ns <= self._config.safety.max_future_s * 1e9:
+            # Recorded by another clock, and nobody told what that showed.
+            self._clock, self._finder.max_future_s = _Time.OF_PICTURES, _FOREVER_NS * 1e-9
+
     def _advance(self, message: BagMessage) -> Iterator[Look]:
+        # First the pictures whose time to wait is over before this message came.
+        wait_ns = round(self._config.footprint.tf_wait_s * 1e9)
+        while self._waiting and (due_ns := self._waiting[0][0].arrived_ns + wait_ns) <= message.log_ns:
+            if self._clock is _Time.OF_LOG:
+                self._set_clock(due_ns)
+            before = len(self._waiting)
+            yield from self._look(due_ns)
+            assert len(self._waiting) < before, "a picture whose time is over waits on"
         self._log_ns = message.log_ns
-        if not self._ticks and not self._follows_stamps:
+        if self._clock is _Time.OF_LOG:
             self._set_clock(message.log_ns)
-        yield from self._look(message.log_ns)
 
     def _hand_over(self, message: BagMessage) -> None:
         try:
             self._node.deliver(message)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"a message on {message.topic} at {message.log_ns} ns cannot be read as "
-                             f"{message.type_name}: {error}") from error
+        except Exception as error:  # noqa: BLE001
+            # The border to what others have written; ROS's own errors have no class of their own.
+            count, reason = self._unreadable.get(message.topic, (0, str(error)))
+            self._unreadable[message.topic] = count + 1, reason
 
     def _look(self, wall_ns: int | None) -> Iterator[Look]:
         # Those that wait no longer, in their order; at the end of the bag all.
@@ -188,31 +237,36 @@ class Stepper:
 
     def _observe(self, picture: Picture, instruction: str, wall_ns: int | None) -> Look | None:
         # None where TF may know more in a moment.
-        arrived_ns = picture.arrived_ns
-        seen, refused = None, "" if instruction else NO_INSTRUCTION
-        if instruction:
-            try:
-                seen = self._observer.observe(picture, instruction, self._config, self._node.now_ns,
-                                              arrived_ns + _FOREVER_NS if wall_ns is None else wall_ns)
-            except InputError as error:
-                refused = str(error)
-        if seen is None and not refused:
-            return None
-        tf = TfHit.UNASKED if seen is None else min(seen.hits, key=_WORST_FIRST.index)
+        arrived_ns, seen, refused = picture.arrived_ns, None, ""
+        self._hits.clear()
+        try:
+            self._check(picture, instruction)
+            seen = self._observer.observe(picture, instruction, self._config, self._node.now_ns,
+                                          arrived_ns + _FOREVER_NS if wall_ns is None else wall_ns)
+            if seen is None:
+                return None
+        except InputError as error:
+            refused = str(error)
+        tf = min(self._hits, key=_WORST_FIRST.index, default=TfHit.UNASKED)
         return Look(picture.stamp_ns, arrived_ns, instruction, seen, refused, tf)
 
+    def _check(self, picture: Picture, instruction: str) -> None:
+        # As the node does before it looks.
+        if not instruction:
+            raise InputError(NO_INSTRUCTION)
+        check_allowed(instruction, self._config.input.instructions)
+        if picture.stamp_ns < 0:
+            raise InputError(f"the image is stamped {picture.stamp_ns * 1e-9:.3f} s, which is before all time; check "
+                             "the camera driver")
+
     def _on_picture(self, picture: Picture) -> None:
-        if not self._ticks and not self._follows_stamps and (
-                abs(picture.stamp_ns - self._log_ns) > CLOCK_TOLERANCE_NS):
-            # Recorded by another clock, and nobody told what that showed.
-            self._follows_stamps, self._finder.max_future_s = True, _FOREVER_NS * 1e-9
-            self._node.now_ns = picture.stamp_ns
-        if self._follows_stamps:
-            self._set_clock(picture.stamp_ns)
-        if picture.stamp_ns == self._latest_ns:
-            self.repeated += 1
+        # Stamps of 0 are none.
+        if picture.stamp_ns == self._latest_ns != 0:
+            self._repeated += 1
             return
         self._latest_ns = picture.stamp_ns
+        if self._clock is _Time.OF_PICTURES:
+            self._set_clock(picture.stamp_ns)
         self._waiting.append((picture, self._instruction))
 
     def _on_instruction(self, message: Any) -> None:
@@ -229,3 +283,9 @@ class Stepper:
             self._finder.clear()
             self._cameras.clear()
             self._joints.clear()
+
+
+def _peek_stamp_ns(data: bytes) -> int:
+    # Of a message that begins with a header, without reading its picture.
+    sec, nanosec = struct.unpack_from("<iI" if data[1] else ">iI", data, _STAMP_AT)
+    return int(sec) * NS_PER_S + int(nanosec)

@@ -38,6 +38,7 @@ def test_a_step_is_over_before_the_next_picture():
     assert KNOBS["control.step_period_s"] < 1.0 / CAMERA["rate_hz"] and KNOBS["control.execute_steps"] == 1
 
 
+@pytest.mark.timed
 def test_delays_and_cpu_are_measured_and_judged_by_the_targets(sqap, tmp_path):
     process = sqap("overhead", "--seconds", 3, "--out", tmp_path)
     output, errors = process.communicate(timeout=100)

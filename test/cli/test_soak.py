@@ -31,6 +31,7 @@ def finish(process, timeout_s=110):
     return process.returncode, json.loads(output.splitlines()[-1]), errors
 
 
+@pytest.mark.timed
 def test_faults_are_let_loose_in_both_kinds_of_time_and_nothing_unsafe_happens(sqap, tmp_path):
     names = {"camera-freezes", "clock-jumps", "parameter-changes"}
     _, result, errors = finish(sqap("soak", "--minutes", 0.3, "--checkpoint", "stand-in", "--out", tmp_path,
@@ -49,6 +50,7 @@ def test_faults_are_let_loose_in_both_kinds_of_time_and_nothing_unsafe_happens(s
     assert (tmp_path / "logs" / "policy_node-simulated.log").exists()
 
 
+@pytest.mark.timed
 def test_latched_faults_are_reset(sqap, tmp_path):
     names = {"inference-raises", "inference-hangs", "inference-nan", "emergency-stop", "actuation-off"}
     _, result, errors = finish(sqap("soak", "--minutes", 0.5, "--checkpoint", "stand-in", "--out", tmp_path,

@@ -24,7 +24,7 @@ import pytest
 from sqap_vla_ros.report.figures import Series, plot_bars, plot_curves
 from sqap_vla_ros.report.html import write_page
 from sqap_vla_ros.report.page import Frame, Page, Scrubber, Section, Table, Tile
-from sqap_vla_ros.report.replay_page import build_replay_page
+from sqap_vla_ros.report.replay_page import PICTURE_PX, build_replay_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install selenium")
 
@@ -141,7 +141,7 @@ def test_scrubber_moves(desk):
     assert read()[1].startswith("look 48 ")
     press(desk, "ArrowLeft")
     assert read()[1] == eleventh[1]
-    assert wait_for(desk, "document.querySelector('.scrubber img').naturalWidth") == 512
+    assert wait_for(desk, "document.querySelector('.scrubber img').naturalWidth") == PICTURE_PX
     # A click into a plot goes to the nearest picture.
     desk.execute_script("document.querySelector('.js-plotly-plot').emit('plotly_click', {points: [{x: 12.1}]})")
     assert read()[1].startswith("look 120 ")

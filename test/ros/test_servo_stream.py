@@ -34,6 +34,8 @@ from rclpy.signals import SignalHandlerOptions
 
 from sqap_vla_ros.ros import codecs, interface
 
+pytestmark = pytest.mark.timed
+
 SPEC = importlib.util.spec_from_file_location("servo_stand_in", Path(__file__).with_name("servo_stand_in.py"))
 MOVE, REST = ((0.1, 0.0, 0.0), (0.0, 0.0, 0.0)), ((0.0,) * 3, (0.0,) * 3)
 

@@ -34,6 +34,8 @@ from sqap_vla_ros.ros import codecs, interface
 from sqap_vla_ros.ros.commands import HALTS
 from sqap_vla_ros.ros.watchdog_node import Silence, WatchdogNode
 
+pytestmark = pytest.mark.timed
+
 MS = 1_000_000
 DEADLINE_S = 100.0
 MOVE = ((0.1, 0.0, 0.0), (0.0, 0.0, 0.2))
