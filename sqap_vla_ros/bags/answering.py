@@ -20,20 +20,20 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import cv2
 
 from sqap_vla_ros.bags.looks import Answer, LookRecord
 from sqap_vla_ros.bags.stepping import Look
 from sqap_vla_ros.config import Config
-from sqap_vla_ros.data import ACTION_NAMES, Inference, Observation, TokenRule
-from sqap_vla_ros.errors import CheckpointError, InferenceError, InputError
+from sqap_vla_ros.data import Inference, Observation, TokenRule
+from sqap_vla_ros.errors import InferenceError, InputError
 from sqap_vla_ros.evaluation.summary import write_json
 from sqap_vla_ros.geometry.footprint import token_mask
 from sqap_vla_ros.policy.overlay import draw_overlay
-from sqap_vla_ros.policy.policy import Policy, build_policy
-from sqap_vla_ros.ros.inference import free_memory
+from sqap_vla_ros.policy.policy import Policy
+from sqap_vla_ros.ros.inference import free_memory, load_policy
 from sqap_vla_ros.ros.transforms import FootprintFinder
 
 ANSWERS, OVERLAYS = "answers", "overlays"
@@ -67,23 +67,21 @@ class Answerer:
         self._overlays = folder / OVERLAYS if overlays else None
         self.complete = self._done.exists()
         self.finished = 0 if self.complete else _count_whole_lines(self._part)
-        self.described: dict[str, Any] = json.loads(self._facts.read_text("utf-8")) if self.complete else {}
+        facts = json.loads(self._facts.read_text("utf-8")) if self.complete else {"policy": {}, "complaints": []}
+        self.described: dict[str, Any] = facts["policy"]
+        self.complaints: list[str] = facts["complaints"]
         self._policy: Policy | None = None
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
         """Load the policy.
 
-        :raises CheckpointError: when it cannot be
+        :raises CheckpointError: when it cannot be, or does not fit one arm with these inputs
         :raises ConfigError: when a knob does not fit it
         """
-        self._policy = build_policy(self.config)
+        self._policy = cast(Policy, load_policy(self.config))
         self._policy.warm_up()
         self.described = self._policy.describe()
-        dimensions = len(self._policy.model.action_spec.low)
-        if dimensions != len(ACTION_NAMES):
-            raise CheckpointError(f"{self.config.model.checkpoint} gives actions of {dimensions} dimensions; bags of "
-                                  f"one arm can be replayed, with {len(ACTION_NAMES)}: {', '.join(ACTION_NAMES)}")
         if self._overlays is not None:
             self._overlays.mkdir(exist_ok=True)
         self._file = self._part.open("ab")
@@ -110,10 +108,14 @@ class Answerer:
         self._file.write(f"{record.to_line()}\n".encode())
         self._file.flush()
 
-    def finish(self) -> None:
-        """All looks are answered."""
+    def finish(self, complaints: list[str]) -> None:
+        """All looks are answered.
+
+        :param complaints: what was found wrong with the bag on the way
+        """
         self.close()
-        write_json(self._facts, self.described)
+        self.complaints = complaints
+        write_json(self._facts, {"policy": self.described, "complaints": complaints})
         self._part.replace(self._done)
 
     def close(self) -> None:

@@ -21,6 +21,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# What stands where a policy's label stands, for what the bag itself holds.
+RECORDED = "recorded"
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from sqap_vla_ros.data import ACTION_NAMES
-from sqap_vla_ros.evaluation.statistics import measure_jerk
 
 # Shorter motions in one step have no direction worth comparing.
 STILL = 1e-6
@@ -90,23 +89,38 @@ def compare_actions(actions: np.ndarray, reference: np.ndarray, stretches: Seque
                            for name, column in zip(ACTION_NAMES, errors.T, strict=True)}}
 
 
-def describe_motion(actions: np.ndarray, stretches: Sequence[slice], weights: np.ndarray,
+def describe_motion(actions: np.ndarray, stamps_ns: Sequence[int], stretches: Sequence[slice], weights: np.ndarray,
                     period_s: float) -> dict[str, float | None]:
     """Mean size of the jerk, m/s^3, and length of the path, m.
 
-    :param actions: (N, 7), rows of NaN where nothing is known
+    The jerk is the second difference of the velocities over the looks' own times, which is the third of positions.
+
+    :param actions: (N, 7), rows of NaN where nothing is known; jerk is that of the rows between them
     """
-    jerks, counts, path = [], [], 0.0
+    stamps_s = np.asarray(stamps_ns, dtype=np.int64) * 1e-9
+    jerks, path = [np.zeros(0)], 0.0
     for stretch in stretches:
-        shifts = actions[stretch, :3]
-        known = np.isfinite(shifts).all(axis=1)
-        path += float((np.linalg.norm(shifts[known], axis=1) * weights[stretch][known]).sum())
-        jerk = measure_jerk(shifts, period_s) if known.all() else None
-        if jerk is not None:
-            jerks.append(jerk)
-            counts.append(len(shifts) - 2)
-    return {"jerk_m_s3": float(np.average(jerks, weights=counts)) if jerks else None,
+        velocities = actions[stretch, :3] / period_s
+        known = np.asarray(np.isfinite(velocities).all(axis=1))
+        path += float((np.linalg.norm(actions[stretch, :3][known], axis=1) * weights[stretch][known]).sum())
+        for run in _find_runs(known):
+            jerks.append(_measure_jerks(velocities[run], stamps_s[stretch][run]))
+    sizes = np.concatenate(jerks)
+    return {"jerk_m_s3": float(sizes.mean()) if len(sizes) else None,
             "path_m": path if np.isfinite(actions[:, :3]).any() else None}
+
+
+def _find_runs(known: np.ndarray) -> list[slice]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], known, [False])).astype(np.int8)))
+    return [slice(first, end) for first, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _measure_jerks(velocities: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+    if len(velocities) < 3:
+        return np.zeros(0)
+    gaps = np.diff(times_s)[:, None]
+    accelerations = np.diff(velocities, axis=0) / gaps
+    return np.linalg.norm(np.diff(accelerations, axis=0) * 2.0 / (gaps[1:] + gaps[:-1]), axis=1)
 
 
 def summarize_stages(milliseconds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

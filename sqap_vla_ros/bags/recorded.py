@@ -54,13 +54,20 @@ class RecordedActions:
         self._velocities: list[tuple[int, np.ndarray, str]] = []
         self._goals: list[tuple[int, float]] = []
         self._positions: list[tuple[int, float]] = []
-        readers = {names.resolve(interface.TWIST.name): (interface.TWIST.type, self._take_twist),
-                   names.resolve(interface.GRIPPER_TRAJECTORY.name): (interface.GRIPPER_TRAJECTORY.type,
-                                                                      self._take_goal),
-                   names.resolve(interface.JOINT_STATES.name): (interface.JOINT_STATES.type, self._take_joints)}
+        readers = {names.resolve(end.name): (end, take) for end, take in (
+            (interface.TWIST, self._take_twist), (interface.GRIPPER_TRAJECTORY, self._take_goal),
+            (interface.JOINT_STATES, self._take_joints))}
+        for topic in [name for name, (end, _) in readers.items() if not _holds(bag, name, end.type_name)]:
+            del readers[topic]
         for message in bag.messages(readers):
-            kind, take = readers[message.topic]
-            take(deserialize_message(message.data, kind), message.log_ns)
+            end, take = readers[message.topic]
+            try:
+                content = deserialize_message(message.data, end.type)
+            except Exception:  # noqa: BLE001
+                # ROS's own errors have no class of their own.
+                self._complain(f"messages on {message.topic} that cannot be read are left out")
+                continue
+            take(content, message.log_ns)
         self._velocities.sort(key=lambda entry: entry[0])
         self._stamps = np.array([stamp_ns for stamp_ns, _, _ in self._velocities], dtype=np.int64)
         self._openings = self._find_openings()
@@ -134,6 +141,10 @@ class RecordedActions:
     def _complain(self, sentence: str) -> None:
         if sentence not in self.complaints:
             self.complaints.append(sentence)
+
+
+def _holds(bag: Bag, topic: str, type_name: str) -> bool:
+    return topic in bag.topics and bag.topics[topic].type_name == type_name
 
 
 def _split(entries: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,8 +27,9 @@ from collections.abc import Iterable, Sequence
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import deserialize_message
 
-from sqap_vla_ros.bags.recording import Message, read_stamp_ns
+from sqap_vla_ros.bags.recording import Message
 from sqap_vla_ros.ros import interface
+from sqap_vla_ros.ros.codecs import peek_stamp_ns
 from sqap_vla_ros.ros.interface import Endpoint
 from sqap_vla_ros.simulation.session import TICK_NS, TICKS_PER_STEP
 
@@ -76,7 +77,7 @@ class RecordedSteps:
             return (*self._follow(data), message)
         if topic not in self._skipped:
             return (message,)
-        stamp_ns = read_stamp_ns(data, self._skipped[topic])
+        stamp_ns = peek_stamp_ns(data, self._skipped[topic])
         if self._begin_ns <= stamp_ns < self._end_ns:
             return self._admit(stamp_ns, message)
         # A picture may overtake the word that its step has begun.

@@ -20,7 +20,6 @@ the system otherwise. They never go back.
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -38,7 +37,7 @@ from rclpy.utilities import try_shutdown
 from sqap_vla_ros.bags.bag_writer import BagWriter
 from sqap_vla_ros.errors import SqapError
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.codecs import NS_PER_S
+from sqap_vla_ros.ros.codecs import peek_stamp_ns
 from sqap_vla_ros.ros.interface import Endpoint
 
 NODE_NAME = "bag_recorder"
@@ -48,7 +47,6 @@ _POLL_S = 0.05
 _QUIET_S, _DRAIN_S = 0.2, 5.0
 # Messages of one topic that may wait while the disk does.
 _DEPTH = 1000
-_ENCAPSULATION_BYTES = 4
 
 # Topic, time in the bag in ns, serialized form.
 Message = tuple[str, int, bytes]
@@ -61,17 +59,6 @@ def of_node(endpoint: Endpoint, node: str) -> Endpoint:
     """
     name = endpoint.name.replace("~", node, 1)
     return replace(endpoint, name=name if name.startswith("/") else f"/{name}")
-
-
-def read_stamp_ns(data: bytes, skipped_bytes: int = 0) -> int:
-    """The time in a serialized message.
-
-    :param data: with its encapsulation
-    :param skipped_bytes: what stands before the time; nothing does in a message that begins with its header
-    """
-    order = "<" if data[1] & 1 else ">"
-    sec, nanosec = struct.unpack_from(f"{order}iI", data, _ENCAPSULATION_BYTES + skipped_bytes)
-    return int(sec * NS_PER_S + nanosec)
 
 
 class Recorder:
@@ -90,7 +77,7 @@ class Recorder:
         self._topics = sorted(topics, key=lambda topic: topic.name != interface.CLOCK.name)
         self._simulated = self._topics[0].name == interface.CLOCK.name
         self._now_ns = self._first_ns = self._last_ns = 0
-        self._began = False
+        self._began, self._received = False, 0
         self._awaited: set[str] = set()
         self._latched: set[str] = set()
         self._waiting: list[Message] = []
@@ -182,23 +169,28 @@ class Recorder:
                 self._spin()
         except SqapError as error:
             self._failure = error
+        except Exception as error:  # noqa: BLE001
+            # The thread's border; the other side raises it.
+            self._failure = SqapError(f"the recording ended: {type(error).__name__}: {error}")
+            self._failure.__cause__ = error
 
     def _spin(self) -> None:
         while not self._closing.is_set():
             self._executor.spin_once(timeout_sec=_POLL_S)
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline:
-            before = self.counts
+            before = self._received
             self._executor.spin_once(timeout_sec=_QUIET_S)
-            if self.counts == before:
+            if self._received == before:
                 return
 
     def _receiver(self, topic: str) -> Callable[[bytes], None]:
         return lambda data: self._on_data(topic, bytes(data))
 
     def _on_data(self, topic: str, data: bytes) -> None:
+        self._received += 1
         if topic == interface.CLOCK.name:
-            self._now_ns = max(self._now_ns, read_stamp_ns(data))
+            self._now_ns = max(self._now_ns, peek_stamp_ns(data))
         elif not self._simulated:
             self._now_ns = max(self._now_ns, time.time_ns())
         if self._began:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sqap_vla_ros.bags.looks import LookRecord
+from sqap_vla_ros.bags.looks import RECORDED, LookRecord
 from sqap_vla_ros.bags.metrics import (
     compare_actions,
     describe_motion,
@@ -32,7 +32,6 @@ from sqap_vla_ros.bags.metrics import (
 )
 from sqap_vla_ros.config import Config
 
-RECORDED = "recorded"
 _DIGITS = 6
 
 
@@ -46,8 +45,9 @@ def summarize_replay(looks: Sequence[LookRecord], config: Config, labels: Sequen
     asked = [look for look in looks if all(label in look.answers for label in labels)]
     control = config.control
     period_ns = round(control.step_period_s * 1e9)
-    stretches = split_stretches([look.stamp_ns for look in asked], [look.instruction for look in asked], period_ns)
-    weights = weigh_looks([look.stamp_ns for look in asked], stretches, period_ns)
+    stamps = [look.stamp_ns for look in asked]
+    stretches = split_stretches(stamps, [look.instruction for look in asked], period_ns)
+    weights = weigh_looks(stamps, stretches, period_ns)
     rows = {label: _first_steps(asked, label) for label in labels}
     recorded = np.array([[np.nan if value is None else value for value in look.recorded or [None] * 7]
                          for look in asked]).reshape(-1, 7).astype(np.float64)
@@ -55,7 +55,11 @@ def summarize_replay(looks: Sequence[LookRecord], config: Config, labels: Sequen
                                                                  for other in labels[1:]]
     compared = [{"policy": label, "with": other, **compare_actions(rows[label], reference, stretches, weights)}
                 for label, other, reference in pairs]
-    motion = {name: describe_motion(values, stretches, weights, control.step_period_s)
+    # Of the same looks, so that they can be compared.
+    known = np.asarray(np.isfinite(recorded[:, :3]).all(axis=1))
+    counted = known if known.any() else np.ones(len(asked), dtype=bool)
+    motion = {name: describe_motion(np.where(counted[:, None], values, np.nan), stamps, stretches, weights,
+                                    control.step_period_s)
               for name, values in ((RECORDED, recorded), *rows.items())}
     timing = {label: _summarize_timing(asked, label, 1e3 / control.control_hz) for label in labels}
     figures = _rounded({

@@ -21,17 +21,19 @@ it all, ``summary.json`` the figures, and ``overlays/`` what the first policy sa
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sqap_vla_ros.bags.answering import Answerer, name_file
+from sqap_vla_ros.bags.answering import ANSWERS, Answerer, name_file
 from sqap_vla_ros.bags.contract import Names, find_missing, list_wanted
 from sqap_vla_ros.bags.looks import LookRecord, read_look
 from sqap_vla_ros.bags.reading import Bag, open_bag
@@ -44,6 +46,7 @@ from sqap_vla_ros.evaluation.summary import describe_machine, describe_versions,
 from sqap_vla_ros.models.registry import hash_checkpoint
 
 RUN_FILE, LOOKS_FILE, SUMMARY_FILE = "run.json", "looks.jsonl", "summary.json"
+KIND = "replay"
 # The robot stands still, so nothing is gained by not looking where it cannot be found.
 REPLAY_KNOBS: Mapping[str, Any] = {"footprint.required": False}
 Listener = Callable[[str, int, int], None]
@@ -97,29 +100,43 @@ def replay(request: ReplayRequest, on_step: Listener) -> dict[str, Any]:
     :raises CheckpointError: when a policy cannot be loaded
     """
     began_s = time.monotonic()
-    config = request.config(request.policies[0][1])
+    config, labels = request.config(request.policies[0][1]), [label for label, _ in request.policies]
     with open_bag(request.bag) as bag:
-        _check_topics(bag, config, request)
+        complaints = [*_check_topics(bag, config, request), *bag.complaints]
+        if config.control.ensemble_horizon > 1:
+            complaints.append("control.ensemble_horizon blends answers in the node; here each is compared by itself")
         settings = describe_settings(request, bag)
-        _claim(request.out, settings)
-        described, speed = {}, {}
-        for number, (label, knobs) in enumerate(request.policies):
-            answerer = Answerer(label, request.config(knobs), request.out, overlays=request.overlays and number == 0)
-            described[label], speed[label] = _answer(bag, answerer, request, on_step)
-        recorded = RecordedActions(bag, config, request.names)
-        looks = _merge(request, recorded)
-        summary = summarize_replay(looks, config, [label for label, _ in request.policies])
-        facts = {name: {"type": item.type_name, "count": item.count} for name, item in sorted(bag.topics.items())}
-        summary |= {"bag": {"name": request.bag.name, "topics": facts,
-                            "duration_s": round((bag.end_ns - bag.start_ns) * 1e-9, 3),
-                            "pictures": count_sets(bag, config, request), "looks": len(looks),
-                            "refused": dict(Counter(look.refused for look in looks if look.refused)),
-                            "complaints": [*bag.complaints, *recorded.complaints]}}
-    summary |= {"policies": described, "settings": settings, "versions": describe_versions(),
+        with _claim(request.out, settings):
+            described, speed = {}, {}
+            for number, (label, knobs) in enumerate(request.policies):
+                answerer = Answerer(label, request.config(knobs), request.out,
+                                    overlays=request.overlays and number == 0)
+                speed[label] = _answer(bag, answerer, request, on_step)
+                described[label] = answerer.described
+                complaints += answerer.complaints
+            recorded = RecordedActions(bag, config, request.names)
+            looks = _merge(request, recorded)
+            summary = summarize_replay(looks, config, labels)
+            facts = {name: {"type": item.type_name, "count": item.count} for name, item in sorted(bag.topics.items())}
+            summary |= {
+                "bag": {"name": request.bag.name, "topics": facts,
+                        "duration_s": round((bag.end_ns - bag.start_ns) * 1e-9, 3),
+                        "pictures": count_sets(bag, config, request), "looks": len(looks),
+                        "refused": dict(Counter(look.refused for look in looks if look.refused)),
+                        "complaints": list(dict.fromkeys([*complaints, *recorded.complaints]))},
+                "policies": described, "settings": settings, "versions": settings["versions"],
                 "machine": describe_machine()}
-    summary["timing"] |= {"wall_s": round(time.monotonic() - began_s, 1), "looks_per_s": speed}
-    write_json(request.out / SUMMARY_FILE, summary)
+            summary["timing"] |= {"wall_s": round(time.monotonic() - began_s, 1), "looks_per_s": speed}
+            write_json(request.out / SUMMARY_FILE, summary)
     return summary
+
+
+def is_replay(folder: Path) -> bool:
+    """Whether a folder is one of ours."""
+    try:
+        return bool(json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["kind"] == KIND)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def read_looks(folder: Path) -> list[LookRecord]:
@@ -140,58 +157,68 @@ def describe_settings(request: ReplayRequest, bag: Bag) -> dict[str, Any]:
     asked = {**asdict(request), "bag": request.bag.name,
              "policies": {label: dict(knobs) for label, knobs in request.policies}}
     del asked["out"]
-    settings = {**asked, "bag_messages": held, "bag_start_ns": bag.start_ns, "bag_end_ns": bag.end_ns,
+    settings = {"kind": KIND, **asked, "bag_messages": held, "bag_start_ns": bag.start_ns, "bag_end_ns": bag.end_ns,
+                "versions": describe_versions(),
                 "checkpoints": {label: hash_checkpoint(request.config(knobs).model.checkpoint)
                                 for label, knobs in request.policies}}
     return dict(json.loads(json.dumps(settings, default=str)))
 
 
-def _check_topics(bag: Bag, config: Config, request: ReplayRequest) -> None:
+def _check_topics(bag: Bag, config: Config, request: ReplayRequest) -> list[str]:
+    # What is done without, in sentences.
     missing = find_missing(list_wanted(config, request.names, request.instruction), bag.topics)
     vital = [f"{sentence}: {item.without}" for item, sentence in missing if item.required]
     if vital:
         raise InputError(f"{request.bag} cannot be replayed: {'; '.join(vital)}. It holds "
                          f"{', '.join(sorted(bag.topics))}; `sqap replay BAG --list` shows what is missing")
+    return [f"{sentence}; {item.without}" for item, sentence in missing if item.without]
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+@contextmanager
+def _claim(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    # The folder is this process's alone until the end.
     path = folder / RUN_FILE
     try:
-        (folder / "answers").mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if json.loads(path.read_text(encoding="utf-8")) != settings:
-                raise ConfigError(f"{folder} holds another replay, as its {RUN_FILE} says; take another folder, or "
-                                  "--fresh to forget it")
-        else:
-            write_json(path, dict(settings))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} cannot be used: {error}; take another folder, or --fresh") from error
+        (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+        held = (folder / ANSWERS / "in_use").open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}; take another folder") from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another process replays into {folder}; wait for it, or take another folder") from error
+        if path.exists() and not is_replay(folder):
+            raise ConfigError(f"{folder} holds something else than a replay; take another folder")
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+            raise ConfigError(f"{folder} holds another replay, as its {RUN_FILE} says; take another folder, or --fresh "
+                              "to forget it")
+        write_json(path, dict(settings))
+        yield
 
 
-def _answer(bag: Bag, answerer: Answerer, request: ReplayRequest,
-            on_step: Listener) -> tuple[dict[str, Any], float | None]:
-    # What runs, and the looks per second that reading and policy together made; None when nothing was left to do.
+def _answer(bag: Bag, answerer: Answerer, request: ReplayRequest, on_step: Listener) -> float | None:
+    # Looks per second that reading and policy together made; None when nothing was left to do.
     total = count_sets(bag, answerer.config, request)
     done = answerer.finished
     on_step(answerer.label, done, total)
     if answerer.complete:
-        return answerer.described, None
+        return None
     answerer.open()
-    began_s = time.monotonic()
+    began_s, index = time.monotonic(), -1
     try:
         stepper = Stepper(answerer.config, request.names, request.instruction, lambda kind, sentence: None)
-        index = -1
         for index, look in enumerate(stepper.looks(bag)):
             if request.limit and index >= request.limit:
                 break
             if index >= done:
                 answerer.answer(index, look, stepper.finder)
                 on_step(answerer.label, index + 1, total)
-        answerer.finish()
+        answerer.finish([*bag.complaints, *stepper.complaints])
     finally:
         answerer.close()
     spent_s = time.monotonic() - began_s
-    return answerer.described, round((index + 1 - done) / spent_s, 2) if spent_s > 0.0 else None
+    return round((index + 1 - done) / spent_s, 2) if spent_s > 0.0 else None
 
 
 def count_sets(bag: Bag, config: Config, request: ReplayRequest) -> int:
@@ -209,14 +236,23 @@ def _merge(request: ReplayRequest, recorded: RecordedActions) -> list[LookRecord
     for parts in zip(*(_read_answers(request.out, label) for label, _ in request.policies), strict=True):
         first = parts[0]
         tool = None if first.tool is None else (np.array(first.tool[:3]), np.array(first.tool[3:]))
-        looks.append(replace(first, recorded=recorded.action(first.stamp_ns, tool),
+        looks.append(replace(first, refused=_join_refusals(request, parts),
+                             recorded=recorded.action(first.stamp_ns, tool),
                              answers={label: answer for part in parts for label, answer in part.answers.items()}))
     text = "".join(f"{look.to_line()}\n" for look in looks)
     (request.out / LOOKS_FILE).write_text(text, encoding="utf-8")
     return looks
 
 
+def _join_refusals(request: ReplayRequest, parts: Sequence[LookRecord]) -> str:
+    reasons = {part.refused for part in parts}
+    if len(reasons) == 1:
+        return parts[0].refused
+    return "; ".join(f"{label}: {part.refused}" for (label, _), part in zip(request.policies, parts, strict=True)
+                     if part.refused)
+
+
 def _read_answers(folder: Path, label: str) -> Iterator[LookRecord]:
-    with (folder / "answers" / name_file(label)).open(encoding="utf-8") as lines:
+    with (folder / ANSWERS / name_file(label)).open(encoding="utf-8") as lines:
         for line in lines:
             yield read_look(line)

@@ -21,7 +21,6 @@ of the bag, and its clock is the bag's. A set of pictures waits for TF as it doe
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from sqap_vla_ros.config import Config
 from sqap_vla_ros.errors import InputError
 from sqap_vla_ros.policy.safety import check_allowed
 from sqap_vla_ros.ros import interface
-from sqap_vla_ros.ros.codecs import NS_PER_S, stamp_to_ns
+from sqap_vla_ros.ros.codecs import peek_stamp_ns, stamp_to_ns
 from sqap_vla_ros.ros.cycle import NO_INSTRUCTION, Picture
 from sqap_vla_ros.ros.inputs import Cameras, JointStates
 from sqap_vla_ros.ros.observing import Observer, Seen
@@ -47,8 +46,8 @@ from sqap_vla_ros.ros.transforms import FootprintFinder, TfHit
 # Stamps that lie farther than this from the time of recording are of another clock, a simulation's for example.
 CLOCK_TOLERANCE_NS = 5_000_000_000
 _FOREVER_NS = 10**18
-# Behind the encapsulation of a serialized message.
-_STAMP_AT, _STAMP_END = 4, 12
+# What a message with a stamp has at least.
+_STAMP_END = 12
 _WORST_FIRST = (TfHit.NONE, TfHit.UNASKED, TfHit.LATEST, TfHit.EXACT)
 
 
@@ -200,7 +199,7 @@ class Stepper:
         first = next(iter(bag.messages(topics)), None)
         if first is None or len(first.data) < _STAMP_END:
             return
-        ahead_ns = _peek_stamp_ns(first.data) - first.log_ns
+        ahead_ns = peek_stamp_ns(first.data) - first.log_ns
         if not -CLOCK_TOLERANCE_NS <= ahead_ns <= self._config.safety.max_future_s * 1e9:
             # Recorded by another clock, and nobody told what that showed.
             self._clock, self._finder.max_future_s = _Time.OF_PICTURES, _FOREVER_NS * 1e-9
@@ -283,9 +282,3 @@ class Stepper:
             self._finder.clear()
             self._cameras.clear()
             self._joints.clear()
-
-
-def _peek_stamp_ns(data: bytes) -> int:
-    # Of a message that begins with a header, without reading its picture.
-    sec, nanosec = struct.unpack_from("<iI" if data[1] else ">iI", data, _STAMP_AT)
-    return int(sec) * NS_PER_S + int(nanosec)

@@ -60,10 +60,10 @@ def read_sweep(path: Path) -> Sweep:
     _check_keys(path, values)
     folder = path.resolve().parent
     try:
-        knobs = _read_knobs(folder, values)
+        knobs, checkpoint = _read_knobs(folder, values)
         against = values.get("against", FLOAT)
         sweep = Sweep(
-            checkpoint=_find_checkpoint(folder, values.get("checkpoint", "demo")),
+            checkpoint=_find_checkpoint(folder, values.get("checkpoint", checkpoint)),
             methods=_expand_methods(values["methods"], values.get("rules", ["sqap"]), values.get("ratios", [0.0])),
             bags=name_bags(find_bags(folder, values["bags"])), seeds=tuple(values.get("seeds", (0,))),
             against=parse_method(against) if against else None,
@@ -87,7 +87,8 @@ def find_bags(folder: Path, patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         whole = str(folder / Path(pattern).expanduser())
         if glob.has_magic(pattern):
-            matches = [path for path in map(Path, sorted(glob.glob(whole, recursive=True))) if _looks_like_bag(path)]
+            found_by_glob = glob.glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)
+            matches = [folder / name for name in sorted(found_by_glob) if _looks_like_bag(folder / name)]
             # The files of a bag that is a folder are no bags of their own.
             matches = [path for path in matches if path.is_dir() or path.parent not in matches]
         else:
@@ -164,17 +165,18 @@ def _expand_methods(names: Sequence[str], rules: Sequence[str], ratios: Sequence
     return tuple(methods.values())
 
 
-def _read_knobs(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_knobs(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    # And the checkpoint that a parameter file names, which may stand in for the sweep's own key.
     told = values.get("knobs", {})
     for name in DECIDED:
         if name in told:
             raise ConfigError(f"knobs: {name} is for the sweep to say, by checkpoint, methods, rules, ratios and "
                               "seeds; leave it out")
     file = folder / values["params_file"] if "params_file" in values else None
-    knobs = {**(read_parameter_file(file) if file else {}), **told}
+    knobs = {**(read_parameter_file(file, values.get("namespace", "")) if file else {}), **told}
     config = {name: value for name, _, value in iterate_knobs(build_config(knobs))}
     return {name: list(config[name]) if isinstance(config[name], tuple) else config[name]
-            for name in knobs if name not in DECIDED}
+            for name in knobs if name not in DECIDED}, config["model.checkpoint"]
 
 
 def _find_checkpoint(folder: Path, name: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage
 
 from sqap_vla_ros.bags.bag_writer import BagWriter
+from sqap_vla_ros.bags.looks import RECORDED
 from sqap_vla_ros.data import ActionChunk
 from sqap_vla_ros.errors import ConfigError, SqapError
 from sqap_vla_ros.ros import interface
@@ -81,7 +82,6 @@ class ResultBag:
         self._path = path
         # The file inside is named as the folder, so the folder must have its name already.
         self._unfinished = path.with_name(f".{path.name}-unfinished")
-        self._labels: dict[str, str] = {}
 
     def __enter__(self) -> ResultBag:
         try:
@@ -102,6 +102,8 @@ class ResultBag:
             shutil.rmtree(self._path, ignore_errors=True)
             if self._bag.counts.total():
                 (self._unfinished / self._path.name).rename(self._path)
+        except OSError as failure:
+            raise SqapError(f"{self._path} cannot be written: {failure.strerror}; take another folder") from failure
         finally:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
@@ -115,7 +117,6 @@ class ResultBag:
         :param latency: as :meth:`sqap_vla_ros.ros.health.Health.latency` makes it; only its header is made anew
         :param overlay_jpeg: the picture with tokens drawn in
         :param frame_id: of that picture
-        :raises ConfigError: when another label has the same name in ROS
         """
         if velocity is not None:
             self._write(label, interface.TWIST, stamp_ns,
@@ -133,18 +134,26 @@ class ResultBag:
                 header=make_header(stamp_ns, frame_id), format="rgb8; jpeg compressed bgr8", data=overlay_jpeg))
 
     def _write(self, label: str, endpoint: Endpoint, stamp_ns: int, message: Any) -> None:
-        topic = f"/replay/{self._name(label)}/{endpoint.name.removeprefix('~/')}"
+        topic = f"/replay/{name_label(label)}/{endpoint.name.removeprefix('~/')}"
         if topic not in self._bag.counts:
             self._bag.add_topic(topic, endpoint.type_name, [interface.source_profile(endpoint)])
         self._bag.write(topic, stamp_ns, serialize_message(message))
 
-    def _name(self, label: str) -> str:
-        name = name_label(label)
-        other = self._labels.setdefault(name, label)
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Tell before anything is done that labels cannot be told apart in ROS, or are taken.
+
+    :raises ConfigError: naming them
+    """
+    names: dict[str, str] = {}
+    for label in labels:
+        if label == RECORDED:
+            raise ConfigError(f"no policy may be called '{RECORDED}', which is what the bag itself holds; rename its "
+                              "folder")
+        other = names.setdefault(name_label(label), label)
         if other != label:
-            raise ConfigError(f"policies '{label}' and '{other}' would both be '{name}' in ROS; name one of them "
-                              "otherwise")
-        return name
+            raise ConfigError(f"policies '{label}' and '{other}' would both be '{name_label(label)}' in ROS; name one "
+                              "of them otherwise")
 
 
 def name_label(label: str) -> str:

@@ -29,7 +29,7 @@ _EPILOG = """examples:
   sqap record-demo out/bag --compressed              pictures as JPEG: a much smaller bag
   sqap record-demo out/bag --storage sqlite3         for a Humble that has not rosbag2_storage_mcap
   sqap record-demo out/bag --method w4a4+sqap@0.4    what plays: RECIPE or RECIPE+RULE@SHARE_PRUNED
-  ros2 bag play out/bag --clock                      plays it, with fixed frames for those who come late
+  ros2 bag play out/bag                              plays it, /clock too, with fixed frames for those who come late
   sqap replay out/bag --checkpoint demo              looks at each picture again
 
 OUT is a rosbag2 folder that Humble and all after it read: pictures, camera_info, /tf, /tf_static, joint states, the

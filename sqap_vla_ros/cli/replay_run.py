@@ -27,10 +27,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sqap_vla_ros.bags.answering import ANSWERS, OVERLAYS
 from sqap_vla_ros.bags.contract import Names, find_missing, list_wanted, parse_remap
 from sqap_vla_ros.bags.reading import open_bag
-from sqap_vla_ros.bags.replaying import RUN_FILE, SUMMARY_FILE, ReplayRequest, read_looks, replay
+from sqap_vla_ros.bags.replaying import (
+    LOOKS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    ReplayRequest,
+    is_replay,
+    read_looks,
+    replay,
+)
 from sqap_vla_ros.bags.results import RESULT_BAG, write_result_bag
+from sqap_vla_ros.bags.writing import check_labels
 from sqap_vla_ros.cli.main import INTERRUPTED, end_politely
 from sqap_vla_ros.cli.progress import StepProgress
 from sqap_vla_ros.config import Config, build_config
@@ -49,32 +59,35 @@ def run_verb(args: argparse.Namespace) -> int:
     """Replay, report, print one line of JSON."""
     console = Console(stderr=True)
     end_politely()
-    knobs = {**({} if args.config is None else read_parameter_file(args.config)), **dict(args.set)}
+    knobs = {**({} if args.config is None else read_parameter_file(args.config, args.namespace)), **dict(args.set)}
     config, names = build_config(knobs), Names(args.namespace, parse_remap(args.remap))
     if args.list:
         return _list(args, config, names, console)
-    request = ReplayRequest(args.bag, args.out or args.bag.with_name(f"{args.bag.name}-replay"),
-                            _choose_policies(args, knobs, config), knobs, args.instruction, args.limit, args.namespace,
-                            names.remap, overlays=not args.no_overlays)
+    bag = args.bag.resolve()
+    request = ReplayRequest(bag, args.out or bag.with_name(f"{bag.name}-replay"),
+                            _choose_policies(args, knobs, config), knobs, args.instruction.strip(), args.limit,
+                            args.namespace, names.remap, overlays=not args.no_overlays)
     if args.fresh:
         _forget(request.out)
     try:
         with StepProgress(console) as steps:
             summary = replay(request, steps.on_step)
             looks = read_looks(request.out)
+            write_page(build_replay_page(summary, [asdict(look) for look in looks], request.out), request.out / PAGE)
             write_result_bag(request.out, looks, build_config(request.policies[0][1], config), steps.on_step)
     except KeyboardInterrupt:
         console.print("ended by Ctrl-C; run the same again to go on", highlight=False, markup=False, soft_wrap=True)
         return INTERRUPTED
-    write_page(build_replay_page(summary, [asdict(look) for look in looks], request.out), request.out / PAGE)
     for table in _build_tables(summary):
         console.print(table)
+    for sentence, count in summary["bag"]["refused"].items():
+        console.print(f"{count} looks were not answered: {sentence}", highlight=False, markup=False, soft_wrap=True)
     for sentence in summary["bag"]["complaints"]:
         console.print(f"about the bag: {sentence}", highlight=False, markup=False, soft_wrap=True)
     print(json.dumps({"looks": summary["bag"]["looks"], "answered": summary["answered"],
                       "compared": summary["compared"], "tf": summary["tf"], "tokens": summary["tokens"],
                       "summary": str(request.out / SUMMARY_FILE), "report": str(request.out / PAGE),
-                      "bag": str(request.out / RESULT_BAG)}), flush=True)
+                      "bag": str(request.out / RESULT_BAG) if summary["answered"] else None}), flush=True)
     return 0
 
 
@@ -94,17 +107,18 @@ def _choose_policies(args: argparse.Namespace, knobs: Mapping[str, Any],
         if label in policies:
             raise ConfigError(f"--against {text} is '{label}', which is there already; name another, or leave it out")
         policies[label] = chosen
+    check_labels(policies)
     return tuple(policies.items())
 
 
 def _read_other(text: str, checkpoint: str, config: Config) -> tuple[str, dict[str, Any]]:
-    if Path(text).exists():
-        recipe = STORED if _is_compressed(text, config) else FLOAT
-        return Path(text).resolve().name, {"model.checkpoint": text, **Method(recipe).knobs}
     try:
         method = parse_method(text)
     except ConfigError as error:
-        raise ConfigError(f"--against '{text}' is neither a folder nor a method: {error}") from error
+        if not Path(text).exists():
+            raise ConfigError(f"--against '{text}' is neither a folder nor a method: {error}") from error
+        recipe = STORED if _is_compressed(text, config) else FLOAT
+        return Path(text).resolve().name, {"model.checkpoint": text, **Method(recipe).knobs}
     return method.name, {"model.checkpoint": checkpoint, **method.knobs}
 
 
@@ -114,9 +128,16 @@ def _is_compressed(checkpoint: str, config: Config) -> bool:
 
 def _forget(folder: Path) -> None:
     # Only what a replay has made.
-    if folder.exists() and not (folder / RUN_FILE).exists() and any(folder.iterdir()):
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not is_replay(folder):
         raise ConfigError(f"{folder} holds no replay, so --fresh does not empty it; take another folder")
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in (ANSWERS, OVERLAYS, RESULT_BAG, LOOKS_FILE, SUMMARY_FILE, PAGE, RUN_FILE):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _list(args: argparse.Namespace, config: Config, names: Names, console: Console) -> int:

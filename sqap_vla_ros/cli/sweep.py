@@ -36,8 +36,10 @@ what a sweep.yaml holds; relative paths begin at its folder:
   bags: [bags/*, day2.mcap]   paths and globs
   seeds: [0, 1]               of prune.seed (default: [0])
   against: float              what cells are compared with, besides what was recorded; '' for nothing (default: float)
-  checkpoint, calibration     folder of a checkpoint, or demo (default: demo), and of observations for its recipes
-  params_file, knobs          a node's parameter file, and single knobs by dotted name, for all cells
+  checkpoint, calibration     folder of a checkpoint, or demo (default: that of params_file, else demo), and of
+                              observations for its recipes
+  params_file, knobs          a node's parameter file, and single knobs by dotted name, for all cells; recipe, rule,
+                              ratio and seed are the sweep's own
   instruction, namespace, remap, limit
                               as for `sqap replay`; limit is pictures per bag
 A cell is a method on a bag with a seed; what comes out as the same cell twice is run once. Of a cell no overlays and no

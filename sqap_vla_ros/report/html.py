@@ -52,7 +52,8 @@ def write_page(page: Page, path: Path) -> None:
     content = render_page(page)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(content, encoding="utf-8", newline="\n")
+        # A name of a file need not be UTF-8.
+        partial.write_bytes(content.encode("utf-8", "replace"))
         partial.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; take another folder") from error

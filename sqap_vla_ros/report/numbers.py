@@ -31,7 +31,7 @@ def format_number(value: float | int | None, unit: str = "", *, digits: int = 3)
     """
     if value is None or not math.isfinite(value):
         return DASH
-    text = f"{value:.{digits}g}"
+    text = f"{value + 0.0:.{digits}g}"
     if isinstance(value, int) or "e+" in text:
         text = f"{value:,.0f}"
     return text + (_SPACE + unit if unit else "")
@@ -41,5 +41,7 @@ def format_share(value: float | None) -> str:
     """A share of 0 to 1 in per cent, with a digit behind the point where it is not whole."""
     if value is None or not math.isfinite(value):
         return DASH
+    if 0.9995 <= value < 1.0:
+        return f"> 99.9{_SPACE}%"
     percent = round(100 * value, 1)
     return f"{percent:.0f}{_SPACE}%" if percent == round(percent) else f"{percent:.1f}{_SPACE}%"

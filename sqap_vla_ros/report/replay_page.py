@@ -40,7 +40,7 @@ from sqap_vla_ros.report.replay_plots import (
 )
 
 MAX_PICTURES = 240
-PICTURE_PX, PICTURE_QUALITY = 420, 60
+PICTURE_PX, PICTURE_QUALITY, PICTURE_BYTES = 360, 50, 4_800_000
 
 Values = Mapping[str, Any]
 
@@ -146,6 +146,8 @@ def _collect_pictures(looks: Sequence[Values], labels: Sequence[str], folder: Pa
     count = min(len(drawn), MAX_PICTURES)
     chosen = [drawn[place * (len(drawn) - 1) // max(count - 1, 1)] for place in range(count)]
     frames = [Frame(_shrink(path), _describe_look(look, labels), at_s) for path, look, at_s in chosen]
+    while sum(len(frame.jpeg) for frame in frames) > PICTURE_BYTES:
+        frames = frames[::2]
     return Scrubber(frames) if frames else None
 
 

@@ -118,13 +118,15 @@ def sort_replays(runs: Sequence[Run]) -> Replays:
     sorted_ = Replays()
     bags: dict[str, str] = {}
     tracks: dict[tuple[str, int], dict[str, Track]] = {}
+    identities: dict[tuple[str, int], str] = {}
     for run in runs:
         bag = _name_bag(run, bags)
         recorded, answers = _read_actions(run)
         _merge_recorded(sorted_, bag, recorded, run)
         for label, actions in answers.items():
             motion = run.summary["motion"].get(label) or {}
-            _add_track(sorted_, tracks, bag, label, Track([run.name], actions, motion))
+            _add_track(sorted_, tracks, identities, bag, (label, _identify(run, label)),
+                       Track([run.name], actions, motion))
     _name_policies(sorted_, tracks, several_bags=len(set(bags.values())) > 1)
     _remark_single(sorted_)
     return sorted_
@@ -210,14 +212,25 @@ def _merge_recorded(replays: Replays, bag: str, recorded: Mapping[Key, np.ndarra
         known.setdefault(key, action)
 
 
-def _add_track(replays: Replays, tracks: dict[tuple[str, int], dict[str, Track]], bag: str, label: str,
-               new: Track) -> None:
-    # To the first policy of its label that has answered the same, or that has not answered this bag yet.
-    place = 0
-    while bag in tracks.get((label, place), {}):
-        known = tracks[label, place][bag]
-        shared = known.actions.keys() & new.actions.keys()
-        if shared and all(np.array_equal(known.actions[key], new.actions[key]) for key in shared):
+def _identify(run: Run, label: str) -> str:
+    # All that decides a policy's answers but the bag: two checkpoints may bear the same label.
+    settings = run.summary["settings"]
+    knobs = dict((settings.get("policies") or {}).get(label) or {})
+    # Where a checkpoint lies does not matter, but what it holds.
+    knobs.pop("model.checkpoint", None)
+    return json.dumps([(settings.get("checkpoints") or {}).get(label), knobs, settings.get("knobs"),
+                       settings.get("instruction")], sort_keys=True)
+
+
+def _add_track(replays: Replays, tracks: dict[tuple[str, int], dict[str, Track]],
+               identities: dict[tuple[str, int], str], bag: str, policy: tuple[str, str], new: Track) -> None:
+    # To the policy of its label that has answered this bag the same, or that is the same and has not answered it yet.
+    label, identity = policy
+    places = [place for name, place in tracks if name == label]
+    for place in places:
+        known = tracks[label, place].get(bag)
+        shared = known.actions.keys() & new.actions.keys() if known else ()
+        if known and shared and all(np.array_equal(known.actions[key], new.actions[key]) for key in shared):
             if label != FLOAT:
                 both = " and ".join([*known.runs, *new.runs])
                 replays.remarks.append(f"{label} gave the same answers on {bag} in {both}, to the last digit; they are "
@@ -225,7 +238,9 @@ def _add_track(replays: Replays, tracks: dict[tuple[str, int], dict[str, Track]]
             known.runs.extend(new.runs)
             known.actions.update(new.actions)
             return
-        place += 1
+    free = (place for place in places if identities[label, place] == identity and bag not in tracks[label, place])
+    place = next(free, len(places))
+    identities[label, place] = identity
     tracks.setdefault((label, place), {})[bag] = new
 
 

@@ -19,6 +19,7 @@ Whatever is wrong with a message is found here and named; past this border every
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import cv2
@@ -36,6 +37,7 @@ from sqap_vla_ros.standalone import import_ros_module
 cv_bridge = import_ros_module("cv_bridge")
 
 NS_PER_S = 1_000_000_000
+_ENCAPSULATION_BYTES = 4
 # Bytes of one pixel of each encoding that can be taken.
 IMAGE_ENCODINGS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1, "8UC3": 3,
                    "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
@@ -57,6 +59,16 @@ def ns_to_stamp(stamp_ns: int) -> Time:
     """Nanoseconds to message time."""
     sec, nanosec = divmod(int(stamp_ns), NS_PER_S)
     return Time(sec=sec, nanosec=nanosec)
+
+
+def peek_stamp_ns(data: bytes, skipped_bytes: int = 0) -> int:
+    """The time in a serialized message, without reading the rest.
+
+    :param data: with its encapsulation
+    :param skipped_bytes: what stands before the time; nothing does in a message that begins with its header
+    """
+    sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, _ENCAPSULATION_BYTES + skipped_bytes)
+    return int(sec * NS_PER_S + nanosec)
 
 
 def make_header(stamp_ns: int, frame_id: str) -> Header:

@@ -81,14 +81,14 @@ class RobotNode(Node):
 
     def run(self, executor: SingleThreadedExecutor, keep_going: Callable[[], bool]) -> None:
         """Play one control period after another until ``keep_going`` says no."""
-        self._executor, self._keep_going = executor, keep_going
+        self._executor, self._keep_going, self._period_start = executor, keep_going, time.monotonic()
         executor.add_node(self)
-        self._period_start = time.monotonic()
         while keep_going():
             scene = self._session.scene_number
             self._publish_frame()
             self._wait_for_command(scene)
-            self._play_period(scene)
+            if keep_going():
+                self._play_period(scene)
 
     def close(self) -> None:
         """Free the renderer and the ROS ends."""

@@ -24,6 +24,7 @@ from sqap_vla_ros.bags.metrics import (
     summarize_stages,
     weigh_looks,
 )
+from sqap_vla_ros.evaluation.statistics import measure_jerk
 
 MS = 1_000_000
 PERIOD_NS = 100 * MS
@@ -87,11 +88,29 @@ def test_what_is_not_known_is_left_out():
 
 
 def test_motion_is_smooth_or_not():
-    steady = describe_motion(rows(*[(0.1, 0.0, 0.0)] * 3), WHOLE, np.array([1.0, 1.0, 0.5]), 0.1)
+    stamps = [0, 100 * MS, 200 * MS]
+    steady = describe_motion(rows(*[(0.1, 0.0, 0.0)] * 3), stamps, WHOLE, np.array([1.0, 1.0, 0.5]), 0.1)
     assert steady == pytest.approx({"jerk_m_s3": 0.0, "path_m": 0.25})
-    shaking = describe_motion(rows((0.1, 0.0, 0.0), (-0.1, 0.0, 0.0), (0.1, 0.0, 0.0)), WHOLE, ONES, 0.1)
-    assert shaking["jerk_m_s3"] == pytest.approx(0.4 / 0.1**3)
-    assert describe_motion(np.full((3, 7), np.nan), WHOLE, ONES, 0.1) == {"jerk_m_s3": None, "path_m": None}
+    shaking = rows((0.1, 0.0, 0.0), (-0.1, 0.0, 0.0), (0.1, 0.0, 0.0))
+    # As `sqap evaluate` measures it, where a look comes with every step.
+    assert describe_motion(shaking, stamps, WHOLE, ONES, 0.1)["jerk_m_s3"] == pytest.approx(
+        measure_jerk(shaking[:, :3], 0.1))
+    nothing = describe_motion(np.full((3, 7), np.nan), stamps, WHOLE, ONES, 0.1)
+    assert nothing == {"jerk_m_s3": None, "path_m": None}
+
+
+def test_jerk_does_not_depend_on_how_often_a_motion_is_looked_at_and_stops_where_nothing_is_known():
+    found = []
+    for rate_hz in (50, 200):
+        times = np.arange(0, 4.0, 1.0 / rate_hz)
+        actions = np.zeros((len(times), 7))
+        actions[:, 0] = 0.2 * np.sin(times) * 0.1
+        stamps = np.round(times * 1e9).astype(np.int64)
+        found.append(describe_motion(actions, stamps, [slice(0, len(times))], np.ones(len(times)), 0.1)["jerk_m_s3"])
+        actions[len(times) // 2] = np.nan
+        gapped = describe_motion(actions, stamps, [slice(0, len(times))], np.ones(len(times)), 0.1)["jerk_m_s3"]
+        assert gapped == pytest.approx(found[-1], rel=0.05)
+    assert found[0] == pytest.approx(found[1], rel=0.02) and found[0] == pytest.approx(0.2 * 0.64, rel=0.2)
 
 
 def test_stages_are_summed_look_by_look():

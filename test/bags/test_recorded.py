@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from sqap_vla_ros.bags.contract import Names
-from sqap_vla_ros.bags.reading import BagMessage, open_bag
+from sqap_vla_ros.bags.reading import BagMessage, TopicFacts, open_bag
 from sqap_vla_ros.bags.recorded import RecordedActions
 from sqap_vla_ros.config import build_config
 from sqap_vla_ros.ros import codecs, interface
@@ -40,6 +41,10 @@ class ListedBag:
     def __init__(self, *entries):
         self._messages = [BagMessage(ROOT.resolve(end.name), end.type_name, log_ns, serialize_message(message))
                           for end, message, log_ns in entries]
+
+    @property
+    def topics(self):
+        return {message.topic: TopicFacts(message.type_name, 1) for message in self._messages}
 
     def messages(self, topics):
         return iter([message for message in self._messages if message.topic in topics])
@@ -82,6 +87,17 @@ def test_a_command_that_is_not_finite_is_told_and_left_out():
     recorded = read(twist(0, (np.nan, 0.0, 0.0)), twist(20, (0.1, 0.0, 0.0)))
     assert recorded.action(0, None)[0] == pytest.approx(0.01)
     assert "a recorded command is left out: the twist is not finite" in recorded.complaints[0]
+
+
+def test_what_cannot_be_read_or_is_of_another_type_is_left_out():
+    bag = ListedBag(twist(0, (0.1, 0.0, 0.0)), fingers(0, 0.04))
+    bag._messages.append(BagMessage("/delta_twist_cmds", interface.TWIST.type_name, 1, b"\x00\x01\x00\x00"))
+    recorded = RecordedActions(bag, build_config({}), ROOT)
+    assert recorded.action(0, None)[0] == pytest.approx(0.01)
+    assert recorded.complaints == ["messages on /delta_twist_cmds that cannot be read are left out"]
+    plain = ListedBag((interface.JOINT_STATES, String(data="?"), 0))
+    plain._messages[0] = BagMessage("/joint_states", "std_msgs/msg/String", 0, plain._messages[0].data)
+    assert RecordedActions(plain, build_config({}), ROOT).complaints == []
 
 
 def test_the_gripper_is_where_its_joint_was_at_the_steps_end_between_the_least_and_the_most():

@@ -36,7 +36,7 @@ from tf2_msgs.msg import TFMessage
 
 from sqap_vla_ros.bags import recording
 from sqap_vla_ros.bags.bag_writer import BagWriter
-from sqap_vla_ros.bags.recording import Recorder, of_node, read_stamp_ns
+from sqap_vla_ros.bags.recording import Recorder, of_node
 from sqap_vla_ros.cli.processes import choose_domain
 from sqap_vla_ros.errors import SqapError
 from sqap_vla_ros.ros import codecs, interface
@@ -251,6 +251,6 @@ def test_what_was_held_back_is_not_written_behind_later_messages(tmp_path, opene
 
 def test_stamp_is_read_in_both_byte_orders():
     data = serialize_message(Clock(clock=codecs.ns_to_stamp(1_234_567_890_123)))
-    assert read_stamp_ns(data) == 1_234_567_890_123
+    assert codecs.peek_stamp_ns(data) == 1_234_567_890_123
     swapped = b"\0\0\0\0" + data[4:8][::-1] + data[8:12][::-1]
-    assert read_stamp_ns(swapped) == 1_234_567_890_123
+    assert codecs.peek_stamp_ns(swapped) == 1_234_567_890_123

@@ -14,7 +14,9 @@
 
 """Replays kept on disk: the same twice, and on from where one was cut."""
 
+import fcntl
 import json
+from dataclasses import replace as change
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ import pytest
 from sqap_vla_ros.bags import answering
 from sqap_vla_ros.bags.looks import read_look
 from sqap_vla_ros.bags.replaying import ReplayRequest, read_looks, replay
-from sqap_vla_ros.errors import ConfigError, InputError
+from sqap_vla_ros.errors import CheckpointError, ConfigError, InputError
 from sqap_vla_ros.models.own_format import save_model
 
 FLOAT = {"model.recipe": "float", "prune.rule": "none"}
@@ -111,6 +113,39 @@ def test_a_folder_of_another_replay_is_refused(ask):
     replay(ask(limit=1), silent)
     with pytest.raises(ConfigError, match=r"holds another replay, as its run\.json says; take another folder"):
         replay(ask(limit=2), silent)
+
+
+def test_two_processes_do_not_share_a_folder(ask):
+    request = ask(limit=1)
+    replay(request, silent)
+    with (request.out / "answers" / "in_use").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process replays into"):
+            replay(request, silent)
+    assert replay(request, silent)["answered"] == 1
+
+
+def test_what_one_policy_refuses_is_told_with_its_name(ask, tiny_demo, tmp_path):
+    other = tiny_demo()
+    save_model(type(other)(change(other.config, vocabulary=("dance",))), tmp_path / "dancer")
+    model = {"model.checkpoint": str(tmp_path / "policy"), **FLOAT}
+    request = ask(policies=(("float", model), ("dancer", {**model, "model.checkpoint": str(tmp_path / "dancer")})))
+    summary = replay(request, silent)
+    sentence, = summary["bag"]["refused"]
+    assert sentence.startswith("dancer: ") and summary["answered"] == 0 and summary["bag"]["looks"] == 12
+
+
+def test_what_is_wrong_with_a_bag_is_told_in_every_run(ask):
+    request = ask(remap={"/tf": "/nowhere"}, limit=2)
+    first = replay(request, silent)["bag"]["complaints"]
+    assert first == replay(request, silent)["bag"]["complaints"]
+    assert any(sentence.startswith("/nowhere is not there") for sentence in first)
+
+
+def test_a_policy_that_does_not_fit_one_arm_is_refused_before_anything_is_asked(ask):
+    with pytest.raises(CheckpointError, match="the model sees 1 camera"):
+        replay(ask(knobs={"input.cameras": ["camera", "wrist"], "footprint.camera_frames": ["", ""]},
+                   remap={"wrist/image_raw": "/camera/image_raw"}), silent)
 
 
 def test_only_so_many_looks_as_asked_for(ask):

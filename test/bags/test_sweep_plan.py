@@ -155,7 +155,7 @@ def test_example_is_read_and_meets_bags_beside_it(write):
     ({"knobs": {"prune.depth": 1}}, "unknown knob 'prune.depth'"), ({"knobs": ["a"]}, "knobs is ['a']; it must be"),
     ({"remap": {"a": 1}}, "remap is {'a': 1}; it must be topics by topics"),
     ({"params_file": "none.yaml"}, "none.yaml cannot be read: No such file or directory"),
-    ({"params_file": "sweep.yaml"}, "sets no parameter of policy_node; below 'policy_node:' must be")])
+    ({"params_file": "sweep.yaml"}, "sets no parameter of policy_node; below 'policy_node:' or")])
 def test_what_cannot_be_is_one_sentence(write, values, sentence):
     with pytest.raises(ConfigError) as refusal:
         read_sweep(write(**values))

@@ -20,7 +20,7 @@ import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from rosbags.highlevel import AnyReader
 
-from sqap_vla_ros.bags.writing import ResultBag, Route, Velocity, name_label
+from sqap_vla_ros.bags.writing import ResultBag, Route, Velocity, check_labels, name_label
 from sqap_vla_ros.data import ActionChunk, Inference, StageTimes
 from sqap_vla_ros.errors import ConfigError, SqapError
 from sqap_vla_ros.ros.health import Health
@@ -138,13 +138,14 @@ def test_label_becomes_a_name_of_ros(label, name):
     assert name_label(label) == name
 
 
-def test_label_without_a_name_and_two_with_one_are_refused(tmp_path):
+def test_label_without_a_name_and_two_with_one_are_refused():
     with pytest.raises(ConfigError, match="policy '@@' has no letter or digit"):
         name_label("@@")
-    with pytest.raises(ConfigError, match="policies 'a-b' and 'a b' would both be 'a_b' in ROS"), \
-            ResultBag(tmp_path / "replay") as bag:
-        write_full_look(bag, STAMP_NS, "a b")
-        write_full_look(bag, STAMP_NS, "a-b")
+    with pytest.raises(ConfigError, match="policies 'a-b' and 'a b' would both be 'a_b' in ROS"):
+        check_labels(["a b", "float", "a-b"])
+    with pytest.raises(ConfigError, match="no policy may be called 'recorded'"):
+        check_labels(["recorded"])
+    check_labels(["w4a4+sqap@0.4", "float"])
 
 
 def test_folder_that_cannot_be_written_is_told(tmp_path):

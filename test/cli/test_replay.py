@@ -73,10 +73,14 @@ def test_the_same_again_only_reads_what_is_there_and_fresh_forgets_it(simulated_
 
 def test_fresh_empties_no_other_folder(simulated_bag, policy, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
+    # As `sqap evaluate` leaves one.
+    (tmp_path / "run.json").write_text('{"methods": ["float"]}')
     code, _, errors = run(capsys, simulated_bag, "--checkpoint", policy, "--method", "float", "--out", tmp_path,
                           "--fresh", *WORDS)
     assert code == 1 and "holds no replay, so --fresh does not empty it" in errors
     assert (tmp_path / "mine.txt").read_text() == "precious"
+    code, _, errors = run(capsys, simulated_bag, "--checkpoint", policy, "--method", "float", "--out", tmp_path, *WORDS)
+    assert code == 1 and "holds something else than a replay; take another folder" in errors
 
 
 def test_a_list_says_what_is_there_and_what_is_missing(simulated_bag, capsys):

@@ -84,7 +84,7 @@ def test_broken_bag_fails_alone_and_is_run_again_once_it_is_whole(write, tmp_pat
                         "failed": ["float__bad.mcap__seed0", f"{small}__bad.mcap__seed0"]}
         assert "carried out w4a4-rtn" in told.err and "4/4" in told.err and "Traceback" not in told.err
         assert "failed: " in told.err and "holds no messages; record it again" in told.err
-        assert [row["state"] for row in read_rows(out)] == ["failed", "failed", "finished", "finished"]
+        assert sorted(row["state"] for row in read_rows(out)) == ["failed", "failed", "finished", "finished"]
         assert load_checkpoint(out / "compressed/w4a4-rtn").artifact.recipe_name == "w4a4-rtn"
         table = (out / "table.md").read_text()
         assert f"| {small} | good.mcap | 0 | 5 | float | 1.00e-03 | 2.00e-02 | 0.9500 / 0.5000 | 80.0% |" in table

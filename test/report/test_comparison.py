@@ -29,6 +29,7 @@ from sqap_vla_ros.report.changes import NO_DIFFERENCE, judge_change, say_change
 from sqap_vla_ros.report.comparison import compare_runs
 from sqap_vla_ros.report.comparison_page import build_comparison_page
 from sqap_vla_ros.report.pairing import DISTANCE, MSE, compare_errors, cut_blocks, measure_errors, resample_units
+from sqap_vla_ros.report.replays import sort_replays
 from sqap_vla_ros.report.runs import read_runs
 
 SETTINGS = {"methods": ["float"], "episodes": 20, "first_seed": 5, "suite": "base", "scene": [], "language": "scene",
@@ -51,7 +52,8 @@ def write_evaluation(folder, methods, **settings):
     return records
 
 
-def write_replay(folder, policies, *, bag="bag", looks=120, recorded=True, first_stamp_ns=10**18, jerk=2.0):
+def write_replay(folder, policies, *, bag="bag", looks=120, recorded=True, first_stamp_ns=10**18, jerk=2.0,
+                 checkpoint="0"):
     """A finished replay: by label, how far each look's action is from what was recorded, in units of APART."""
     lines = []
     for index in range(looks):
@@ -71,7 +73,7 @@ def write_replay(folder, policies, *, bag="bag", looks=120, recorded=True, first
         "motion": {label: {"jerk_m_s3": jerk * max(scale), "path_m": 1.0} for label, scale in policies.items()},
         "tokens": {label: {"kept_mean": 102.0, "total": 256} for label in policies},
         "timing": {label: {"latency_ms": {"total": {"p50": 5.0, "p99": 7.0}}} for label in policies},
-        "settings": {"bag_start_ns": first_stamp_ns}}))
+        "settings": {"bag_start_ns": first_stamp_ns, "checkpoints": dict.fromkeys(policies, checkpoint)}}))
 
 
 def compare(*folders):
@@ -247,6 +249,19 @@ def test_policies_of_one_name_are_told_apart_by_what_they_answered(tmp_path):
     assert comparison.remarks == ["w4a4 gave the same answers on bag in b and c, to the last digit; they are shown as "
                                   "one."] == page.warnings
     assert comparison.replays.policies["float"]["bag"].runs == ["a", "b"]
+
+
+def test_checkpoints_of_one_name_stay_apart_where_one_lacks_a_bag(tmp_path):
+    folders = []
+    for bag in range(3):
+        for checkpoint, scale in (("x", 2.0), ("y", 1.0)):
+            if (bag, checkpoint) != (0, "x"):
+                folders.append(tmp_path / f"{bag}{checkpoint}")
+                write_replay(folders[-1], {"stored": [scale + bag]}, bag=f"bag{bag}", checkpoint=checkpoint,
+                             first_stamp_ns=bag * 10**15)
+    policies = sort_replays(read_runs(folders)).policies
+    assert sorted([run for track in tracks.values() for run in track.runs] for tracks in policies.values()) == [
+        ["0y", "1y", "2y"], ["1x", "2x"]]
 
 
 def test_many_bags_are_paired_bag_by_bag(tmp_path):

@@ -240,6 +240,7 @@ def test_numbers(value, unit, digits, text):
 
 
 @pytest.mark.parametrize(("value", "text"), [
-    (None, DASH), (1.0, "100\u00a0%"), (0.0, "0\u00a0%"), (0.98125, "98.1\u00a0%"), (0.9999, "100\u00a0%")])
+    (None, DASH), (1.0, "100\u00a0%"), (0.0, "0\u00a0%"), (0.98125, "98.1\u00a0%"),
+    (0.9999, "> 99.9\u00a0%")])
 def test_shares(value, text):
     assert format_share(value) == text
