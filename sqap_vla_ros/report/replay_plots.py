@@ -54,9 +54,7 @@ def measure_times(looks: Sequence[Look]) -> list[float]:
 
 
 def plot_actions(looks: Sequence[Look], labels: Sequence[str]) -> Plot | None:
-    """Each dimension of the action over time: recorded, and the first step of each policy's chunk; None where no
-    action is known.
-    """
+    """Each dimension over time, recorded and as each policy's first step; None where no action is known."""
     sources = [(name, tone) for name, tone in ((RECORDED, NEUTRAL), *_tone_labels(labels))
                if any(_find_action(look, name) for look in looks)]
     cells = {f"{dimension} ({UNITS[dimension]})": [

@@ -40,7 +40,6 @@ def read(path, topics=None):
         return messages, bag.complaints
 
 
-
 def plain(recorded):
     """Log time, topic and data of what was or shall be written."""
     return [(message.log_ns, message.topic, message.data) for message in recorded]
