@@ -21,6 +21,9 @@ import hashlib
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 _POINTER, _LENGTH, _NUMBER = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float
 _SIGNATURES = {
     "round_rows": [_POINTER] * 3 + [_LENGTH] * 2 + [_NUMBER] * 3,
@@ -70,3 +73,18 @@ def _check_sources(library: ctypes.CDLL, folder: Path, path: Path) -> None:
         if library.fused_sources().decode() != digest:
             raise ImportError(f"{path} was compiled from other sources than those beside it; run `make`, or install "
                               "the package again")
+
+
+def dense(x: Tensor) -> Tensor:
+    """Its numbers side by side; to be given a name, as what has none may be gone before its address is used."""
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def empty_floats(*shape: int) -> Tensor:
+    """What C writes float32 to, in the CPU's memory whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def empty_bytes(count: int) -> Tensor:
+    """Memory for C to work in."""
+    return torch.empty(count, dtype=torch.int8, device="cpu")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sqap_vla_ros.compiled import load_library
+from sqap_vla_ros.compiled import dense, empty_bytes, empty_floats, load_library
 from sqap_vla_ros.errors import InferenceError
 
 LANES = 16
@@ -87,7 +87,7 @@ def scale_sums_(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tens
     :param weight_scale: (N,), of its columns
     :return: (M, N) in the memory of ``sums``
     """
-    out, token_scale = sums.view(torch.float32), _dense(token_scale)
+    out, token_scale = sums.view(torch.float32), dense(token_scale)
     _LIBRARY.scale_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), out.data_ptr(), *sums.shape)
     return out
 
@@ -103,7 +103,7 @@ def scale_and_turn_(sums: Tensor, token_scale: Tensor, weight_scale: Tensor, cos
     :return: (M, N) in the memory of ``sums``
     """
     out = sums.view(torch.float32)
-    cos, sin, token_scale = _dense(cos), _dense(sin), _dense(token_scale)
+    cos, sin, token_scale = dense(cos), dense(sin), dense(token_scale)
     _LIBRARY.scale_and_turn_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), cos.data_ptr(),
                                  sin.data_ptr(), out.data_ptr(), *sums.shape, cos.shape[1], turned)
     return out
@@ -117,7 +117,7 @@ def gate_sums(sums: Tensor, token_scale: Tensor, weight_scale: Tensor) -> Tensor
     :param weight_scale: (2 I,), of its columns
     :return: (M, I) float32
     """
-    out, token_scale = _empty(sums.shape[0], sums.shape[1] // 2), _dense(token_scale)
+    out, token_scale = empty_floats(sums.shape[0], sums.shape[1] // 2), dense(token_scale)
     _LIBRARY.gate_rows(sums.data_ptr(), token_scale.data_ptr(), weight_scale.data_ptr(), out.data_ptr(), *out.shape)
     return out
 
@@ -130,7 +130,7 @@ def rotate(x: Tensor, signs: Tensor, base: Tensor, right: int) -> Tensor:
     :param base: (b, b)
     :param right: order of the last of the three, a multiple of ``LANES``; n is a power of two times b times it
     """
-    x, out, other = _dense(x), _empty(*x.shape), torch.empty_like(signs)
+    x, out, other = dense(x), empty_floats(*x.shape), torch.empty_like(signs)
     _LIBRARY.rotate_rows(x.data_ptr(), signs.data_ptr(), base.data_ptr(), out.data_ptr(), other.data_ptr(),
                          x.numel() // signs.numel(), signs.numel(), base.shape[0], right)
     return out
@@ -153,8 +153,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tensor | None = 
     :return: (B, Q, H D)
     """
     batch, heads, queries, size = q.shape
-    out, scratch = _empty(batch, queries, heads * size), _empty((size + k.shape[2]) * LANES)
-    last, bias = _dense(last), None if bias is None else _dense(bias.float())
+    out, scratch = empty_floats(batch, queries, heads * size), empty_floats((size + k.shape[2]) * LANES)
+    last, bias = dense(last), None if bias is None else dense(bias.float())
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend(one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2],
                         one_v.data_ptr(), *one_v.stride()[:2], last[one].data_ptr(),
@@ -169,8 +169,8 @@ def cosine_steps(rows: Tensor, steps: int) -> Tensor:
     :param rows: (N, C)
     :return: (N, N), 2 x steps where a row is not a number
     """
-    rows, (count, width) = _dense(rows), rows.shape
-    out, scratch = _empty(count, count), _empty(count * width + (width + count) * LANES)
+    rows, (count, width) = dense(rows), rows.shape
+    out, scratch = empty_floats(count, count), empty_floats(count * width + (width + count) * LANES)
     _LIBRARY.cosine_steps(rows.data_ptr(), out.data_ptr(), scratch.data_ptr(), count, width, steps)
     return out
 
@@ -182,7 +182,7 @@ def pick_farthest_(nearest: Tensor, table: Tensor, count: int) -> Tensor:
     :param table: (N, N) distances between tokens
     :return: (count,) int64 in the order taken, ties to the lower index
     """
-    table, picks = _dense(table), torch.empty(count, dtype=torch.int64, device="cpu")
+    table, picks = dense(table), torch.empty(count, dtype=torch.int64, device="cpu")
     _LIBRARY.pick_farthest(nearest.data_ptr(), table.data_ptr(), picks.data_ptr(), nearest.numel(), count)
     return picks
 
@@ -208,7 +208,7 @@ def multiply_integers(activations: Tensor, weight: Tensor) -> Tensor:
     if not (HAS_INTEGER_PRODUCT and activations.device.type == weight.device.type == "cpu"):
         raise InferenceError("a weight that is laid out for AVX-512 VNNI came to another processor or device; load the "
                              "checkpoint there")
-    activations, (rows, columns) = _dense(activations), activations.shape
+    activations, (rows, columns) = dense(activations), activations.shape
     out = torch.empty(rows, weight.shape[0] * LANES, dtype=torch.int32, device="cpu")
     offsets = torch.empty(rows, dtype=torch.int32, device="cpu")
     _LIBRARY.multiply_integers(activations.data_ptr(), weight.data_ptr(), out.data_ptr(), offsets.data_ptr(), rows,
@@ -229,8 +229,8 @@ def multiply_scaled(codes: Tensor, token_scale: Tensor, weight: Tensor, weight_s
     :return: (M, N) float32
     """
     (rows, columns), outputs = codes.shape, weight.shape[0] * LANES
-    cos, sin = (None, None) if rope is None else (_dense(rope[0]), _dense(rope[1]))
-    out, codes, token_scale = _empty(rows, outputs), _dense(codes), _dense(token_scale)
+    cos, sin = (None, None) if rope is None else (dense(rope[0]), dense(rope[1]))
+    out, codes, token_scale = empty_floats(rows, outputs), dense(codes), dense(token_scale)
     _LIBRARY.multiply_scaled(
         codes.data_ptr(), token_scale.data_ptr(), weight.data_ptr(), weight_scale.data_ptr(),
         None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(), out.data_ptr(), rows, columns,
@@ -251,9 +251,9 @@ def attend_and_project(q: Tensor, k: Tensor, v: Tensor, last: Tensor, bias: Tens
     :return: (B, Q, N)
     """
     _, heads, queries, size = q.shape
-    onto, out = _dense(onto), _empty(*onto.shape)
-    scratch = _bytes(_LIBRARY.attention_scratch(heads * size, onto.shape[2], size, k.shape[2]))
-    last, bias = _dense(last), None if bias is None else _dense(bias.float())
+    onto, out = dense(onto), empty_floats(*onto.shape)
+    scratch = empty_bytes(_LIBRARY.attention_scratch(heads * size, onto.shape[2], size, k.shape[2]))
+    last, bias = dense(last), None if bias is None else dense(bias.float())
     for one, (one_q, one_k, one_v) in enumerate(zip(q, k, v, strict=True)):
         _LIBRARY.attend_and_project(
             one_q.data_ptr(), *one_q.stride()[:2], one_k.data_ptr(), *one_k.stride()[:2], one_v.data_ptr(),
@@ -281,10 +281,10 @@ def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_r
     :param smallest_scale: of both inputs
     :return: (..., C)
     """
-    x, columns, width = _dense(x), x.shape[-1], wide.shape[0] * LANES // 2
+    x, columns, width = dense(x), x.shape[-1], wide.shape[0] * LANES // 2
     signs, base, right = rotation or (None, None, 1)
     n = width if signs is None else signs.numel()
-    out, scratch = _empty(*x.shape), _bytes(_LIBRARY.feed_forward_scratch(columns, width, n))
+    out, scratch = empty_floats(*x.shape), empty_bytes(_LIBRARY.feed_forward_scratch(columns, width, n))
     _LIBRARY.feed_forward(
         x.data_ptr(), wide.data_ptr(), wide_scale.data_ptr(), None if signs is None else signs.data_ptr(),
         None if base is None else base.data_ptr(), narrow.data_ptr(), narrow_scale.data_ptr(), out.data_ptr(),
@@ -294,19 +294,5 @@ def feed_forward(x: Tensor, eps: float, wide: Tensor, wide_scale: Tensor, wide_r
     return out
 
 
-def _dense(x: Tensor) -> Tensor:
-    # To be given a name: what has none may be gone before its address is used.
-    return x if x.is_contiguous() else x.contiguous()
-
-
 def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _dense(x), torch.empty(x.shape, dtype=torch.int8, device="cpu"), _empty(*x.shape[:-1], 1)
-
-
-def _empty(*shape: int) -> Tensor:
-    # Whatever torch's defaults are: C writes float32 to the CPU's memory.
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _bytes(count: int) -> Tensor:
-    return torch.empty(count, dtype=torch.int8, device="cpu")
+    return dense(x), torch.empty(x.shape, dtype=torch.int8, device="cpu"), empty_floats(*x.shape[:-1], 1)

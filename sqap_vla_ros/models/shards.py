@@ -21,9 +21,8 @@ as this process's memory until the file is closed; therefore a file is opened an
 from __future__ import annotations
 
 import json
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sqap_vla_ros.errors import CheckpointError
+from sqap_vla_ros.models.pickled import ADVICE, flatten_tensors, load_pickle
 from sqap_vla_ros.quantization.stored_tensors import StoredTensor, list_stored, name_dtype
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REOPEN_BYTES = 1 << 30
-_ADVICE = "copy it again"
 
 
 class TensorFile(ABC):
@@ -91,7 +90,7 @@ class SafetensorsFile(TensorFile):
         size = self.path.stat().st_size
         for name, end in sorted(ends.items(), key=lambda item: item[1]):
             if begin + end > size:
-                raise CheckpointError(f"'{self.path}' is cut short within the tensor '{name}': {_ADVICE}")
+                raise CheckpointError(f"'{self.path}' is cut short within the tensor '{name}': {ADVICE}")
         return stored
 
     def _get(self, name: str) -> Tensor:
@@ -100,7 +99,7 @@ class SafetensorsFile(TensorFile):
                 self._handle = safe_open(self.path, framework="pt")
             return self._handle.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"'{self.path}' cannot be read at the tensor '{name}': {error}; {_ADVICE}") from error
+            raise CheckpointError(f"'{self.path}' cannot be read at the tensor '{name}': {error}; {ADVICE}") from error
 
     def _close(self) -> None:
         self._handle = None
@@ -129,7 +128,7 @@ class PickleFile(TensorFile):
 
     def _open(self) -> dict[str, Tensor]:
         if self._tensors is None:
-            self._tensors = dict(_flatten(self.path, _load_pickle(self.path, self._root), ""))
+            self._tensors = dict(flatten_tensors(self.path, load_pickle(self.path, self._root), ""))
         return self._tensors
 
 
@@ -215,7 +214,7 @@ class TensorFiles:
             raise CheckpointError(f"the tensor '{name}' in '{file.path}' is {tensor.dtype}; allowed are "
                                   f"{', '.join(map(str, DTYPES))}: convert it")
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has values that are not finite; {_ADVICE}")
+            raise CheckpointError(f"the tensor '{name}' in '{file.path}' has values that are not finite; {ADVICE}")
         return tensor
 
     def _dtype(self, name: str) -> torch.dtype | None:
@@ -272,38 +271,10 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"'{path}' is not readable as an index of tensors: {error!r}; {_ADVICE}") from error
+        raise CheckpointError(f"'{path}' is not readable as an index of tensors: {error!r}; {ADVICE}") from error
     if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"'{path}' must map each tensor to its file under 'weight_map'; {_ADVICE}")
+        raise CheckpointError(f"'{path}' must map each tensor to its file under 'weight_map'; {ADVICE}")
     for name, file_name in listed.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise CheckpointError(f"'{path}' places the tensor '{name}' in {file_name!r}, which is no file beside it")
     return listed
-
-
-def _load_pickle(path: Path, root: str) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' is missing")
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"'{path}' is damaged, cut short or holds more than tensors: "
-                              f"{str(error).splitlines()[0] if str(error) else repr(error)}; {_ADVICE}") from error
-    if not root:
-        return loaded
-    if not isinstance(loaded, Mapping) or root not in loaded:
-        came = ", ".join(map(repr, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise CheckpointError(f"'{path}' holds its tensors not under '{root}', but {came or 'nothing'}; it is of "
-                              "another model")
-    return loaded[root]
-
-
-def _flatten(path: Path, value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(path, inner, f"{name}.{key}" if name else str(key))
-    else:
-        raise CheckpointError(f"'{path}' holds {type(value).__name__} under '{name}', where a tensor belongs; it is of "
-                              "another model")

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -36,7 +36,13 @@ from sqap_vla_ros.models.vla import Later, VlaModel
 from sqap_vla_ros.policy.choice import OneChoice, every_token
 from sqap_vla_ros.policy.compression import find_observations
 from sqap_vla_ros.policy.observations import StoredObservation
-from sqap_vla_ros.policy.preprocess import prepare_pictures, prepare_state, scale_actions, unnormalize_actions
+from sqap_vla_ros.policy.preprocess import (
+    ModelInputs,
+    prepare_pictures,
+    prepare_state,
+    scale_actions,
+    unnormalize_actions,
+)
 from sqap_vla_ros.policy.reference import REFERENCE_FILE, Reference, load_reference
 from sqap_vla_ros.policy.safety import check_finite
 from sqap_vla_ros.policy.stage_watch import StageWatch
@@ -110,17 +116,6 @@ def refer(model: VlaModel, config: Config, observation: StoredObservation) -> Re
     """
     policy = Policy(model, config, None, None, torch.device("cpu"))
     return Reference(observation, policy.decide(observation))
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    # One observation as the model reads it. pixels (1, cameras * 3 * towers, H, W) float32; masks (N,) bool for each
-    # camera, tokens that show the robot, None where that is not known.
-    pixels: Tensor
-    ids: list[int]
-    state: Tensor | None
-    masks: tuple[Tensor | None, ...]
-    seed: int
 
 
 class Policy:
@@ -241,8 +236,7 @@ class Policy:
         :raises ConfigError: for what the model cannot have; all stays as it was then
         """
         config = replace(self.config, prune=prune)
-        self.pruner = build_pruner(config, self.model, self.device)
-        self.config = config
+        self.pruner, self.config = build_pruner(config, self.model, self.device), config
 
     def describe(self) -> dict[str, str | int | float]:
         """What runs: family, recipe, engine, bytes of the decoder's linears as stored and in float32, token counts.
@@ -256,14 +250,12 @@ class Policy:
             **({"stored_recipe": self.stored_recipe} if self.stored_recipe else {}),
             "engine": self.config.model.dtype if self.report is None else self.config.model.engine,
             "device": str(self.device),
-            "weight_bytes": self._count_held() if self.report is None else self.report.weight_bytes,
+            "weight_bytes": sum(linear.weight.nbytes for linear in self.model.quantizable_linears().values())
+            if self.report is None else self.report.weight_bytes,
             "float32_bytes": self._float32_bytes if self.report is None else self.report.float32_bytes,
             "kept_tokens": total if self.pruner is None else self.pruner.kept_count,
             "total_tokens": total,
         }
-
-    def _count_held(self) -> int:
-        return sum(linear.weight.nbytes for linear in self.model.quantizable_linears().values())
 
     def _read_instruction(self, text: str) -> list[int]:
         limit = self.config.safety.max_instruction_chars
@@ -271,7 +263,7 @@ class Policy:
             raise InputError(f"the instruction has {len(text)} characters; {limit} are allowed")
         return self.model.tokenize(text)
 
-    def _prepare(self, observation: Observation) -> _Inputs:
+    def _prepare(self, observation: Observation) -> ModelInputs:
         images, footprints, spec = observation.images, observation.footprints, self.model.image_spec
         ids = self._read_instruction(observation.instruction)
         state = prepare_state(observation.state, self.model)
@@ -285,11 +277,11 @@ class Policy:
                 masks.append(None)
                 continue
             picture_px = (rgb.shape[1], rgb.shape[0]) if spec.strategy.startswith("letterbox") else None
-            protected = token_mask(footprint, image_map, grid, spec.size, picture_px)
-            masks.append(torch.from_numpy(protected).to(self.device))
-        return _Inputs(pixels.to(self.device), ids, state, tuple(masks), draw_seed(images, self.config.prune.seed))
+            mask = torch.from_numpy(token_mask(footprint, image_map, grid, spec.size, picture_px))
+            masks.append(mask.to(self.device))
+        return ModelInputs(pixels.to(self.device), ids, state, tuple(masks), draw_seed(images, self.config.prune.seed))
 
-    def _run(self, inputs: _Inputs, watch: StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
+    def _run(self, inputs: ModelInputs, watch: StageWatch) -> tuple[Tensor, tuple[TokenUse, ...]]:
         # To (1, T, D) normalised actions, on the device.
         model, pruner = self.model, self.pruner
         dtype = next(model.vision.parameters()).dtype

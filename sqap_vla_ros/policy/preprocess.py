@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,24 @@ from sqap_vla_ros.geometry.image_map import ImageMap
 from sqap_vla_ros.knobs import ModelKnobs
 from sqap_vla_ros.models.pictures import prepare_picture
 from sqap_vla_ros.models.vla import ActionSpec, VlaModel
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One observation as a model reads it.
+
+    :param pixels: (1, cameras * 3 * towers, H, W) float32
+    :param ids: of the instruction's tokens
+    :param state: (D,) float64; None for a model that reads none
+    :param masks: (N,) bool for each camera, tokens that show the robot; None where that is not known
+    :param seed: of whatever is drawn
+    """
+
+    pixels: Tensor
+    ids: list[int]
+    state: Tensor | None
+    masks: tuple[Tensor | None, ...]
+    seed: int
 
 
 def prepare_pictures(images: Sequence[np.ndarray], model: VlaModel) -> tuple[Tensor, tuple[ImageMap, ...]]:

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from sqap_vla_ros.errors import ConfigError
-from sqap_vla_ros.quantization.mixed import INTEGER_WIDTHS, WIDTHS, quantize_rows, round_rows
+from sqap_vla_ros.quantization.mixed import quantize_rows, round_rows
+from sqap_vla_ros.quantization.row_widths import INTEGER_WIDTHS, WIDTHS
 
 if TYPE_CHECKING:
     from sqap_vla_ros.quantization.calibration import Calibration, Run

@@ -38,9 +38,7 @@ from sqap_vla_ros.quantization.integer import (
     unpack,
 )
 from sqap_vla_ros.quantization.kernels.engine import Engine
-
-WIDTHS = (0, 2, 4, 8, 16)
-INTEGER_WIDTHS = (2, 4, 8)
+from sqap_vla_ros.quantization.row_widths import INTEGER_WIDTHS, WIDTHS, check_row_bits
 
 
 def quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +145,7 @@ class MixedLinear(nn.Module):
         :param act_clip_ratio: see :func:`~sqap_vla_ros.quantization.integer.quantize_tokens`
         :raises ConfigError: for another width, or another number of rows
         """
-        row_bits = _checked_row_bits(row_bits, linear.out_features).to(linear.weight.device)
+        row_bits = check_row_bits(row_bits, linear.out_features).to(linear.weight.device)
         weight = linear.weight.detach()
         rows = {bits: weight[row_bits == bits] for bits in WIDTHS}
         quantized = {bits: quantize_rows(rows[bits], bits) for bits in INTEGER_WIDTHS if rows[bits].numel()}
@@ -164,7 +162,7 @@ class MixedLinear(nn.Module):
 
         :raises ConfigError: for a row of another width than ``WIDTHS``
         """
-        row_bits = _checked_row_bits(row_bits, row_bits.shape[0])
+        row_bits = check_row_bits(row_bits, row_bits.shape[0])
         counts = {bits: int((row_bits == bits).sum()) for bits in WIDTHS}
         integer_rows = sum(counts[bits] for bits in INTEGER_WIDTHS)
 
@@ -293,13 +291,3 @@ class MixedLinear(nn.Module):
             raise CheckpointError(f"row_bits tells of {told} rows by width in {self.out_features}, but {held} and "
                                   f"{scales} scales are held; the checkpoint is damaged, or was loaded into a layer "
                                   "made for other row_bits")
-
-
-def _checked_row_bits(row_bits: Tensor, rows: int) -> Tensor:
-    if row_bits.shape != (rows,):
-        raise ConfigError(f"row_bits has shape {tuple(row_bits.shape)}; a layer of {rows} outputs needs ({rows},)")
-    unknown = sorted(set(row_bits.tolist()) - set(WIDTHS))
-    if unknown:
-        raise ConfigError(f"row_bits holds {', '.join(map(str, unknown))}; a row has one of "
-                          f"{', '.join(map(str, WIDTHS))} bits")
-    return row_bits.to(torch.uint8, copy=True)

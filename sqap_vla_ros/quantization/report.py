@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqap_vla_ros.quantization.linear import QuantLinear
-from sqap_vla_ros.quantization.mixed import WIDTHS, MixedLinear
+from sqap_vla_ros.quantization.mixed import MixedLinear
+from sqap_vla_ros.quantization.row_widths import WIDTHS
 
 # Told while a model is quantized: what is being done, how much of it is done, and of how much.
 Listener = Callable[[str, int, int], None]

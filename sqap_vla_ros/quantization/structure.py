@@ -32,9 +32,10 @@ from sqap_vla_ros.errors import CheckpointError
 from sqap_vla_ros.quantization.hadamard import HadamardRotation
 from sqap_vla_ros.quantization.kernels.engine import Engine
 from sqap_vla_ros.quantization.linear import QuantLinear, QuantRMSNorm, RoundedQueries
-from sqap_vla_ros.quantization.mixed import INTEGER_WIDTHS, MixedLinear
+from sqap_vla_ros.quantization.mixed import MixedLinear
 from sqap_vla_ros.quantization.quantize import Quantizable
 from sqap_vla_ros.quantization.report import QuantizationReport
+from sqap_vla_ros.quantization.row_widths import INTEGER_WIDTHS
 
 # Stored beside the tensors of a linear, as compressed-tensors wants it: (2,) int64, N and K.
 SHAPE_TENSOR = "weight_shape"
